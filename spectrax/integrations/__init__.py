@@ -1,0 +1,5 @@
+"""Ways in and out: what other libraries hold, read and written."""
+
+from spectrax.integrations import checkpoints
+
+__all__ = ["checkpoints"]

@@ -1,0 +1,29 @@
+"""Tables, pictures and records of results; they know plain dicts and arrays, and nothing else of spectrax."""
+
+from spectrax.report.plots import (
+    condition_numbers,
+    jacobian_condition_numbers,
+    learning_curves,
+    save_figure,
+    singular_values,
+)
+from spectrax.report.records import from_json, read_records, strict, to_json, to_lines
+from spectrax.report.tables import format_measurement, format_number, layer_table, summary_table, timing_table
+
+__all__ = [
+    "condition_numbers",
+    "format_measurement",
+    "format_number",
+    "from_json",
+    "jacobian_condition_numbers",
+    "layer_table",
+    "learning_curves",
+    "read_records",
+    "save_figure",
+    "singular_values",
+    "strict",
+    "summary_table",
+    "timing_table",
+    "to_json",
+    "to_lines",
+]

@@ -1,0 +1,184 @@
+"""The vector space of pytrees: vectors keep their structure, stacks of vectors have one leading axis more.
+
+Nothing is ravelled, so every leaf keeps its shape and its sharding. Inner products are sums over leaves, taken at the
+highest matmul precision, and 16-bit vectors are worked on in 32 bits.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def structure(tree: PyTree) -> PyTree:
+    """Return the shapes and dtypes of a pytree of arrays, as a pytree of `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree)
+
+
+def size(struct: PyTree) -> int:
+    """Return the dimension of the vector space: the number of entries over all leaves."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(struct))
+
+
+def result_dtype(struct: PyTree) -> jnp.dtype:
+    """Return the common dtype of the leaves."""
+    return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(struct)))
+
+
+def working_dtype(dtype: Any) -> jnp.dtype:
+    """Return the dtype to compute in: float32 for 16-bit dtypes, otherwise the dtype itself."""
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 and not is_complex(dtype) else dtype
+
+
+def real_dtype(dtype: Any) -> jnp.dtype:
+    """Return the dtype of the modulus of a number of `dtype`."""
+    return jnp.dtype(jnp.finfo(dtype).dtype)
+
+
+def is_complex(dtype: Any) -> bool:
+    """Say whether `dtype` is complex."""
+    return bool(jnp.issubdtype(dtype, jnp.complexfloating))
+
+
+def working_struct(struct: PyTree) -> PyTree:
+    """Return `struct` with every dtype replaced by the one to compute in."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, working_dtype(leaf.dtype)), struct)
+
+
+def cast(tree: PyTree, struct: PyTree) -> PyTree:
+    """Cast each leaf of `tree` to the dtype of the matching leaf of `struct`."""
+    return jax.tree.map(lambda leaf, want: leaf.astype(want.dtype), tree, struct)
+
+
+def zeros(struct: PyTree, count: int | None = None) -> PyTree:
+    """Return the zero vector, or a stack of `count` of them."""
+    lead = () if count is None else (count,)
+    return jax.tree.map(lambda leaf: jnp.zeros(lead + leaf.shape, leaf.dtype), struct)
+
+
+def normal(key: jax.Array, struct: PyTree, count: int | None = None) -> PyTree:
+    """Return a standard Gaussian vector (complex where the leaf is), or a stack of `count` of them."""
+    lead = () if count is None else (count,)
+    leaves, treedef = jax.tree.flatten(struct)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        [jax.random.normal(k, lead + leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    )
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """Return a + b."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    """Return a - b."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(alpha: jax.Array | float, a: PyTree) -> PyTree:
+    """Return alpha a, in the dtypes of `a`."""
+    return jax.tree.map(lambda leaf: leaf * jnp.asarray(alpha).astype(leaf.dtype), a)
+
+
+def divide(a: PyTree, alpha: jax.Array) -> PyTree:
+    """Return a / alpha, and zero where the real number alpha is zero."""
+    safe = jnp.where(alpha == 0, jnp.ones_like(alpha), alpha)
+    return jax.tree.map(lambda leaf: jnp.where(alpha == 0, jnp.zeros_like(leaf), leaf / safe.astype(leaf.dtype)), a)
+
+
+def conj(a: PyTree) -> PyTree:
+    """Return the complex conjugate; real leaves stay as they are."""
+    return jax.tree.map(lambda leaf: leaf.conj() if is_complex(leaf.dtype) else leaf, a)
+
+
+def vdot(a: PyTree, b: PyTree) -> jax.Array:
+    """Return the inner product sum conj(a) b over all leaves."""
+    products = jax.tree.map(lambda x, y: jnp.tensordot(x.conj(), y, x.ndim, precision=HIGHEST), a, b)
+    return _total(jax.tree.leaves(products))
+
+
+def norm(a: PyTree) -> jax.Array:
+    """Return the 2-norm over all leaves, scaled by the largest entry so that squares neither overflow nor vanish."""
+    leaves = jax.tree.leaves(a)
+    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]).max()
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
+    squares = [jnp.sum(jnp.square(jnp.abs(leaf) / safe)) for leaf in leaves]
+    return safe * jnp.sqrt(_total(squares))
+
+
+def stack_norms(stack: PyTree) -> jax.Array:
+    """Return the 2-norms of the vectors of a stack, shape (count,)."""
+    return jax.vmap(norm)(stack)
+
+
+def rows_vdot(stack: PyTree, w: PyTree) -> jax.Array:
+    """Return the inner products of each vector of the stack with `w`, shape (count,)."""
+    products = jax.tree.map(lambda rows, x: jnp.tensordot(rows.conj(), x, x.ndim, precision=HIGHEST), stack, w)
+    return _total(jax.tree.leaves(products))
+
+
+def gram(a: PyTree, b: PyTree) -> jax.Array:
+    """Return the matrix of inner products <a_i, b_j> of two stacks, shape (count_a, count_b)."""
+
+    def leaf_gram(x, y):
+        axes = tuple(range(1, x.ndim))
+        return jnp.tensordot(x.conj(), y, (axes, axes), precision=HIGHEST)
+
+    products = jax.tree.leaves(jax.tree.map(leaf_gram, a, b))
+    return _total(products)
+
+
+def _total(terms: list[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, terms)
+
+
+def combine(coefficients: jax.Array, stack: PyTree) -> PyTree:
+    """Return the combination sum_i c_i v_i of a stack's vectors; a matrix of coefficients gives a stack.
+
+    Args:
+        coefficients: Shape (count,) for one vector, (new_count, count) for a stack.
+        stack: A pytree whose leaves have a leading axis `count`.
+
+    Returns:
+        A vector, or a stack with leading axis `new_count`.
+    """
+    return jax.tree.map(lambda rows: jnp.tensordot(coefficients.astype(rows.dtype), rows, 1, precision=HIGHEST), stack)
+
+
+def row(stack: PyTree, index: jax.Array | int) -> PyTree:
+    """Return one vector of a stack."""
+    return jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, index, 0, keepdims=False), stack)
+
+
+def set_row(stack: PyTree, index: jax.Array | int, w: PyTree) -> PyTree:
+    """Return the stack with one vector replaced."""
+    return jax.tree.map(lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, index, 0), stack, w)
+
+
+def as_matrix(stack: PyTree) -> jax.Array:
+    """Return the vectors of a stack as the rows of one matrix, shape (count, dimension).
+
+    For dense factorisations only: this joins the leaves, which solvers on sharded vectors must not do.
+    """
+    leaves = jax.tree.leaves(stack)
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], axis=1)
+
+
+def from_matrix(matrix: jax.Array, struct: PyTree) -> PyTree:
+    """Return the rows of a matrix of shape (count, dimension) as a stack of vectors of the given structure."""
+    leaves, treedef = jax.tree.flatten(struct)
+    ends = [0]
+    for leaf in leaves:
+        ends.append(ends[-1] + math.prod(leaf.shape))
+    parts = [
+        matrix[:, low:high].reshape(matrix.shape[0], *leaf.shape).astype(leaf.dtype)
+        for low, high, leaf in zip(ends[:-1], ends[1:], leaves, strict=True)
+    ]
+    return treedef.unflatten(parts)

@@ -1,0 +1,114 @@
+"""Gram-Schmidt keeps its identity, and gives a fresh direction where a recurrence breaks down."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from spectrax.krylov.orthogonalization import orthonormalize, random_phases
+
+DTYPES = ["float32", "complex64", "float64", "complex128"]
+
+
+def draw(rng, shape, dtype):
+    values = rng.normal(size=shape)
+    if dtype.startswith("complex"):
+        values = values + 1j * rng.normal(size=shape)
+    return values.astype(dtype)
+
+
+def basis_of(rng, count, size, dtype):
+    """`count` orthonormal rows and two that are not in use yet."""
+    q, _ = np.linalg.qr(draw(rng, (size, count), dtype))
+    return jnp.asarray(np.concatenate([q.T, np.zeros((2, size), dtype)]))
+
+
+def run(basis, w, *, scale=0.0, number=0, passes=2):
+    phases = random_phases(jax.random.key(3), jax.ShapeDtypeStruct(w.shape, w.dtype))
+    real = jnp.finfo(w.dtype).dtype
+    return orthonormalize(basis, w, phases, jnp.int32(number), jnp.asarray(scale, real), passes=passes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_identity_holds(dtype, x64):
+    rng = np.random.default_rng(0)
+    basis, w = basis_of(rng, 5, 12, dtype), jnp.asarray(draw(rng, (12,), dtype))
+    found = run(basis, w)
+    eps = float(jnp.finfo(dtype).eps)
+    size = float(jnp.linalg.norm(w))
+    again = basis.T @ found.coefficients + found.length.astype(dtype) * found.direction
+    assert_allclose(again, w, atol=20 * eps * size)
+    assert_allclose(jnp.abs(basis.conj() @ found.direction), np.zeros(7), atol=4 * eps)
+    assert_allclose(jnp.linalg.norm(found.direction), 1.0, atol=4 * eps)
+    assert found.coefficients.dtype == dtype
+    assert found.length.dtype == jnp.finfo(dtype).dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_passes_are_needed_and_enough_where_most_cancels(dtype, x64):
+    rng = np.random.default_rng(0)
+    basis = basis_of(rng, 5, 12, dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    # what is left is 1e3 eps of what was there: one pass leaves an error of 1e-3 in the direction
+    w = basis[:5].T @ jnp.asarray(draw(rng, (5,), dtype)) + 1e3 * eps * jnp.asarray(draw(rng, (12,), dtype))
+    defects = [float(jnp.abs(basis.conj() @ run(basis, w, passes=passes).direction).max()) for passes in (1, 2)]
+    assert defects[0] > 30 * eps
+    assert defects[1] <= 4 * eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_breakdown_gives_a_fresh_direction(dtype, x64):
+    rng = np.random.default_rng(0)
+    basis = basis_of(rng, 5, 12, dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    w = basis[:5].T @ jnp.asarray(draw(rng, (5,), dtype))
+    directions = []
+    for number in (0, 1):
+        found = run(basis, w, scale=1.0, number=number)
+        assert float(found.length) == 0.0
+        assert_allclose(basis.T @ found.coefficients, w, atol=20 * eps)
+        assert_allclose(jnp.abs(basis.conj() @ found.direction), np.zeros(7), atol=4 * eps)
+        assert_allclose(jnp.linalg.norm(found.direction), 1.0, atol=4 * eps)
+        directions.append(found.direction)
+    assert abs(float(jnp.abs(jnp.vdot(*directions)))) < 0.999
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_basis_that_almost_fills_the_space(dtype, x64):
+    """Nearly all of a random vector lies in the span: a single projection would leave round-off alone."""
+    rng = np.random.default_rng(0)
+    eps = float(jnp.finfo(dtype).eps)
+    basis = basis_of(rng, 39, 40, dtype)
+    found = run(basis, jnp.zeros(40, dtype))
+    assert_allclose(jnp.abs(basis.conj() @ found.direction), np.zeros(41), atol=10 * eps)
+    assert_allclose(jnp.linalg.norm(found.direction), 1.0, atol=4 * eps)
+
+
+def test_a_full_space_has_no_direction_left(x64):
+    basis = basis_of(np.random.default_rng(0), 12, 12, "float64")
+    found = run(basis, jnp.ones(12), scale=1.0)
+    assert float(found.length) == 0.0
+    assert_allclose(found.direction, np.zeros(12))
+
+
+def test_a_fresh_direction_on_request(x64):
+    rng = np.random.default_rng(0)
+    basis, w = basis_of(rng, 5, 12, "float64"), jnp.asarray(rng.normal(size=12))
+    own, fresh = run(basis, w), run(basis, w, scale=np.inf)
+    assert abs(float(own.direction @ fresh.direction)) < 0.999
+    assert_allclose(basis.conj() @ fresh.direction, np.zeros(7), atol=1e-15)
+
+
+def test_pytrees_are_one_space(x64):
+    rng = np.random.default_rng(0)
+    q, _ = np.linalg.qr(rng.normal(size=(7, 3)))
+    w = rng.normal(size=7)
+
+    def split(rows):
+        return {"a": jnp.asarray(rows[..., :4]).reshape(*rows.shape[:-1], 2, 2), "b": jnp.asarray(rows[..., 4:])}
+
+    struct = jax.eval_shape(lambda: split(w))
+    found = orthonormalize(split(q.T), split(w), random_phases(jax.random.key(3), struct), jnp.int32(0), jnp.float64(0))
+    assert_allclose(found.coefficients, q.T @ w, atol=1e-14)
+    assert_allclose(found.length, np.linalg.norm(w - q @ (q.T @ w)))

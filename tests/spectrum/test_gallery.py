@@ -1,0 +1,96 @@
+"""Every method over the whole gallery: what a result claims is true, and what is not certain is flagged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import spectrax as sx
+from spectrax import testing
+
+GALLERY = testing.gallery(jax.random.key(5))
+METHODS = {"auto": "auto", "dense": sx.Dense(), "lanczos": sx.Lanczos(), "inverse": sx.InverseLanczos()}
+HOPELESS = ("hilbert", "low rank", "zero")  # the smallest value is one of many at round-off
+
+
+def cases(dtype, k, *, shapes="all"):
+    """Those that fit; with `shapes="one"` only those of the common shape, since each shape is a compilation."""
+    return [
+        case
+        for case in GALLERY
+        if k <= len(case.singular_values)
+        and (dtype.startswith("complex") or not case.is_complex)
+        and (shapes == "all" or case.matrix.shape == (40, 32))
+    ]
+
+
+def check(dtype, method, which, k, *, seeds, shapes):
+    if method == "inverse" and which == "largest":
+        return
+    flagged = set()
+    for case in cases(dtype, k, shapes=shapes):
+        operator = case.operator(dtype)
+        for seed in range(seeds):
+            result = sx.svds(operator, k, which=which, method=METHODS[method], key=jax.random.key(seed))
+            try:
+                testing.assert_singular_values(result, operator, which=which)
+            except AssertionError as error:
+                raise AssertionError(f"{case.name}, seed {seed}: {error}") from error
+            if not bool(result.converged.all()):
+                flagged.add(case.name)
+            real = jnp.finfo(jnp.float32 if dtype == "bfloat16" else dtype).dtype
+            assert result.s.dtype == result.residuals.dtype == real
+            assert result.s.shape == result.residuals.shape == result.converged.shape == (k,)
+            wanted = case.singular_values[:k] if which == "largest" else case.singular_values[-k:]
+            if bool(result.converged.all()):
+                m, n = operator.shape
+                own = (20 + 5 * max(m, n) ** 0.5) * float(jnp.finfo(real).eps) * case.singular_values[0]
+                allowed = np.asarray(result.residuals) * 0.5**0.5 + case.rounding(dtype) + own
+                assert (np.abs(np.asarray(result.s) - wanted) <= allowed).all(), case.name
+    if method in ("auto", "dense"):
+        assert not flagged
+
+
+# One compilation takes as long as hundreds of runs: a few of them here, and all in the slow suite.
+@pytest.mark.parametrize(
+    ("dtype", "method", "which", "k"),
+    [
+        ("float32", "lanczos", "largest", 3),
+        ("float32", "lanczos", "smallest", 3),
+        ("float32", "inverse", "smallest", 3),
+        ("complex128", "lanczos", "largest", 1),
+        ("complex128", "lanczos", "smallest", 1),
+        ("complex128", "inverse", "smallest", 1),
+        ("float64", "lanczos", "smallest", 32),
+        ("bfloat16", "lanczos", "largest", 3),
+    ],
+)
+def test_what_is_claimed_is_true(dtype, method, which, k, x64):
+    check(dtype, method, which, k, seeds=3, shapes="one")
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "complex128"])
+def test_what_is_claimed_by_the_dense_method_is_true(dtype, which, x64):
+    for k in (1, 3, 32):
+        check(dtype, "auto", which, k, seeds=1, shapes="all" if k == 1 else "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [1, 3, 32])
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "complex64", "complex128"])
+def test_what_is_claimed_is_true_everywhere(dtype, method, which, k, x64):
+    check(dtype, method, which, k, seeds=5, shapes="all")
+
+
+@pytest.mark.parametrize("method", ["lanczos", "inverse"])
+def test_easy_cases_converge(method, x64):
+    """An honest "did not converge" everywhere would be of no use."""
+    which = "smallest" if method == "inverse" else "largest"
+    for case in cases("complex128", 1, shapes="one"):
+        if method == "lanczos" or case.name not in HOPELESS:
+            operator = case.operator("complex128")
+            result = sx.svds(operator, 1, which=which, method=METHODS[method], key=jax.random.key(0))
+            assert bool(result.converged.all()), case.name
