@@ -36,7 +36,9 @@ _TEXTS = {
         "did not converge in max_matvecs: singular values that lie close together, or a smallest one far below the "
         "largest; give more max_matvecs, a larger subspace, or a method that factorises"
     ),
-    Status.NOT_FINITE: "the operator's output holds NaN or Inf (or overflowed): no value can be given",
+    Status.NOT_FINITE: (
+        "NaN or Inf came up, in the operator's output, in v0 or by overflow: no value can be given"
+    ),
 }
 
 
@@ -137,8 +139,8 @@ def raise_unless_successful(result: SVDResult) -> SVDResult:
         >>> try:
         ...     sx.raise_unless_successful(sx.svds(jnp.full((2, 2), jnp.nan)))
         ... except sx.SpectraxError as error:
-        ...     print(str(error)[:42])
-        the operator's output holds NaN or Inf (or
+        ...     print(str(error)[:29])
+        NaN or Inf came up, in the op
     """
     if isinstance(result.status, jax_core.Tracer):
         raise ValueError("throw=True needs concrete results and cannot be used under jit, vmap or grad")

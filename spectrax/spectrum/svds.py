@@ -246,22 +246,15 @@ def _inverse(plan: _Plan, method: InverseLanczos, operator: LinearOperator, key:
     finite = jnp.all(jnp.isfinite(matrix))
     matrix = jnp.where(finite, matrix, jnp.ones_like(matrix))
     tall = matrix.conj().T if wide else matrix
-    q, r = jnp.linalg.qr(tall)
-    # a diagonal at round-off is lifted to it: a backward error of eps |A|, and solves stay finite
-    diagonal = jnp.abs(jnp.diagonal(r))
-    largest = vectors.norm(r) / math.sqrt(r.shape[0])
-    tiny = plan.eps * jnp.where(largest > 0, largest, 1)
-    lifted = r + jnp.diag(jnp.where(diagonal < tiny, tiny, 0).astype(r.dtype))
+    struct = jax.ShapeDtypeStruct((tall.shape[1],), tall.dtype)
+    q, r, largest = _invertible_factors(tall, key)
 
     def solve(b):
-        return jax.lax.linalg.triangular_solve(lifted, b[:, None], left_side=True)[:, 0]
+        return jax.lax.linalg.triangular_solve(r, b[:, None], left_side=True)[:, 0]
 
     def solve_adjoint(b):
-        return jax.lax.linalg.triangular_solve(lifted, b[:, None], left_side=True, transpose_a=True, conjugate_a=True)[
-            :, 0
-        ]
+        return jax.lax.linalg.triangular_solve(r, b[:, None], left_side=True, transpose_a=True, conjugate_a=True)[:, 0]
 
-    struct = jax.ShapeDtypeStruct((r.shape[0],), r.dtype)
     start = None if v0 is None else vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], v0))[0]
     if start is not None:  # the start lives on the right of A, hence on the left of R^-1
         start = solve_adjoint(start)
@@ -272,8 +265,7 @@ def _inverse(plan: _Plan, method: InverseLanczos, operator: LinearOperator, key:
     )  # fmt: skip
     # R^-1 a = sigma b means R b = a / sigma: b is a right vector of R, and a a left one
     right = found.left[::-1]
-    image = jnp.matmul(r, right.T, precision=vectors.HIGHEST).T
-    s = vectors.stack_norms(image)
+    s = vectors.stack_norms(jnp.matmul(tall, right.T, precision=vectors.HIGHEST).T)
     left_small = found.right[::-1]
     left_long = jnp.matmul(q, left_small.T, precision=vectors.HIGHEST).T
     u, v = (right, left_long) if wide else (left_long, right)
@@ -281,6 +273,32 @@ def _inverse(plan: _Plan, method: InverseLanczos, operator: LinearOperator, key:
     v = vectors.from_matrix(v, operator.in_struct)
     count = 0 if isinstance(operator, MatrixOperator) else min(m, n)
     return u, s, v, jnp.maximum(largest, s[0]), jnp.asarray(count, jnp.int32), finite & found.finite
+
+
+def _invertible_factors(tall: jax.Array, key: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return Q and R of a tall matrix, such that solves with R don't overflow, and a lower bound of the norm.
+
+    Where R is singular to working precision, as a solve with a random vector tells, solves can grow without bound: to
+    2^n for the n x n matrix with ones on the diagonal and -1 above it. Then Q and R are those of A + E, with a random E
+    of norm at most sqrt(m) eps |A|: the backward error that the result may have in any case. The smallest singular
+    value of such a sum is hardly ever far below eps |A| / sqrt(n) (Sankar, Spielman & Teng 2006,
+    doi:10.1137/S0895479803436202, Theorem 3.3).
+    """
+    m, n = tall.shape
+    q, r = jnp.linalg.qr(tall)
+    largest = vectors.norm(r) / math.sqrt(n)
+    eps = jnp.finfo(tall.dtype).eps
+    vector = vectors.normal(jax.random.fold_in(key, 2), jax.ShapeDtypeStruct((n, 1), r.dtype))
+    solution = jax.lax.linalg.triangular_solve(r, vector, left_side=True)
+    regular = vectors.norm(solution) * (eps * largest) < 1  # false for NaN, too
+
+    def perturbed():
+        size = eps / 2 * jnp.where(largest > 0, largest, 1)
+        noise = vectors.normal(jax.random.fold_in(key, 3), jax.ShapeDtypeStruct((m, n), tall.dtype))
+        return tuple(jnp.linalg.qr(tall + size.astype(tall.dtype) * noise))
+
+    q, r = jax.lax.cond(regular, lambda: (q, r), perturbed)
+    return q, r, largest
 
 
 def _with_residuals(plan, operator, u, s, v, largest, count, finite) -> SVDResult:

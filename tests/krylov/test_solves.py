@@ -64,7 +64,7 @@ def test_giving_up_is_told_by_the_residual(x64):
 def test_inconsistent_systems_are_told_by_the_residual(x64):
     diagonal = jnp.array([1.0, 2.0, 0.0])
     _, residual = minres(lambda v: diagonal * v, jnp.ones(3), tol=1e-12, max_steps=20)
-    assert_allclose(residual, 1 / np.sqrt(3), rtol=1e-2)
+    assert float(residual) >= (1 - 1e-12) / np.sqrt(3)  # that of the least-squares solution, which no vector undercuts
 
 
 def test_pytrees(x64):
