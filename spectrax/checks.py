@@ -51,6 +51,19 @@ def key(name: str, value: Any) -> None:
         )
 
 
+def automatic_axes(name: str, tree: Any) -> None:
+    """Raise `ValueError` if an array lies on a mesh with explicit axes, where XLA may not choose shardings."""
+    for leaf in jax.tree.leaves(tree):
+        mesh = getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
+        axes = getattr(mesh, "explicit_axes", ())
+        if axes:
+            raise ValueError(
+                f"{name} holds an array on a mesh with the explicit axes {', '.join(map(str, axes))}, which are not "
+                "supported: make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * number of axes, or call "
+                "inside jax.sharding.auto_axes"
+            )
+
+
 def same_structure(name: str, tree: Any, struct: Any) -> None:
     """Raise `ValueError` unless the arrays of `tree` have the structure, shapes and dtypes of `struct`.
 

@@ -36,9 +36,7 @@ _TEXTS = {
         "did not converge in max_matvecs: singular values that lie close together, or a smallest one far below the "
         "largest; give more max_matvecs, a larger subspace, or a method that factorises"
     ),
-    Status.NOT_FINITE: (
-        "NaN or Inf came up, in the operator's output, in v0 or by overflow: no value can be given"
-    ),
+    Status.NOT_FINITE: ("NaN or Inf came up, in the operator's output, in v0 or by overflow: no value can be given"),
 }
 
 

@@ -36,6 +36,11 @@ def working_dtype(dtype: Any) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 and not is_complex(dtype) else dtype
 
 
+def eps(struct: PyTree) -> float:
+    """Return the unit round-off of a vector: that of its leaf of the fewest bits."""
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(struct))
+
+
 def real_dtype(dtype: Any) -> jnp.dtype:
     """Return the dtype of the modulus of a number of `dtype`."""
     return jnp.dtype(jnp.finfo(dtype).dtype)

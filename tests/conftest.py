@@ -7,9 +7,9 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# Most of the suite's time is compilation. LLVM's optimisations are left out (JAX_DISABLE_MOST_OPTIMIZATIONS=0 brings them
-# back, as .ci/run does on the newest versions), and programs that come up again, in the suite's workers and in commands
-# that a test starts, are taken from a cache that lives as long as the session.
+# Most of the suite's time is compilation. LLVM's optimisations are left out (JAX_DISABLE_MOST_OPTIMIZATIONS=0 brings
+# them back, as .ci/run does on the newest versions), and programs that come up again, in the suite's workers and in
+# commands that a test starts, are taken from a cache that lives as long as the session.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

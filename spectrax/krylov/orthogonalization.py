@@ -57,7 +57,7 @@ def orthonormalize(
         The coefficients, the length and the direction.
     """
     length = vectors.norm(w)
-    eps = jnp.finfo(length.dtype).eps
+    eps = vectors.eps(w)
 
     def project(state: _Pass) -> _Pass:
         removed = vectors.rows_vdot(basis, state.w)

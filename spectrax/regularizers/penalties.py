@@ -381,14 +381,16 @@ class _Extremes:
         if set(ends) != set(state.measurements.sigma_max):
             raise ValueError(f"maps of one sample must return one operator named 'jacobian', got {', '.join(ends)}")
         ends = jax.lax.stop_gradient(ends)
-        measurements = SpectralMeasurements(
+        measured = SpectralMeasurements(
             sigma_max={name: jnp.median(end[0]) for name, end in ends.items()},
             sigma_min={name: jnp.median(end[1]) for name, end in ends.items()},
             condition_number={name: jnp.median(_ratio(end[0], end[1])) for name, end in ends.items()},
             residual={name: jnp.max(_ratio(end[2], end[1])) for name, end in ends.items()},
             converged={name: jnp.all(end[3]) for name, end in ends.items()},
         )
-        return jnp.mean(values), state._replace(applied=state.applied + 1, measurements=measurements)
+        # in the dtypes that the state began with, whatever those of the samples are
+        measured = jax.tree.map(lambda old, new: new.astype(old.dtype), state.measurements, measured)
+        return jnp.mean(values), state._replace(applied=state.applied + 1, measurements=measured)
 
 
 @dataclasses.dataclass(frozen=True)

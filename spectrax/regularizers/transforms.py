@@ -1,11 +1,13 @@
 """Optax transformations that feed a penalty's gradient into training."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.core as jax_core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from spectrax import checks
@@ -19,8 +21,8 @@ class SpectralPenaltyState(NamedTuple):
 
     Attributes:
         step: Number of updates, int32; the schedule's argument.
-        penalty: The value of the last step, before the weight.
-        weight: The weight of the last step.
+        penalty: The value of the last step, before the weight; NaN before the first.
+        weight: The weight of the last step; NaN before the first.
         tracked: The penalty's own state, with its blocks of vectors; its `measurements` are those of the last step.
     """
 
@@ -50,9 +52,10 @@ def add_spectral_penalty(
 
     Args:
         penalty: A penalty from `sx.regularizers`.
-        weight: A non-negative factor, or a schedule of the step count.
+        weight: A non-negative factor, or a schedule of the step count; where a schedule is negative the updates are
+            NaN, since the penalty would climb.
         mask: Which leaves of the parameters are changed: a pytree of booleans (or a prefix of one), or a function from
-            the parameters to it.
+            the parameters to it. Leaves of integers are never changed.
         key: A PRNG key for the penalty; needed unless every map is small enough to be decomposed wholly.
         decoupled: Whether the updates that come in are complete steps already.
         learning_rate: The penalty's own learning rate or schedule, with `decoupled` only.
@@ -62,8 +65,9 @@ def add_spectral_penalty(
         to the penalty.
 
     Raises:
-        ValueError: If the weight is negative, or `decoupled` and `learning_rate` are not given together; in `init` if a
-            key is needed; in `update` if `params` is missing.
+        ValueError: If the weight or the learning rate is negative or NaN, or `decoupled` and `learning_rate` are not
+            given together; in `init` if a key is needed; in `update` if `params` is missing.
+        TypeError: If the weight or the learning rate is neither a number nor a function.
 
     Cost:
         One value and gradient of the penalty at every update.
@@ -79,8 +83,9 @@ def add_spectral_penalty(
         >>> round(float(optax.tree.get(state, "penalty")), 4)
         2.3026
     """
-    if not callable(weight) and not isinstance(weight, jax_core.Tracer) and float(weight) < 0:
-        raise ValueError(f"weight must not be negative, got {weight}: the penalty would climb")
+    _check_factor("weight", weight)
+    if learning_rate is not None:
+        _check_factor("learning_rate", learning_rate)
     if decoupled != (learning_rate is not None):
         raise ValueError(
             "decoupled=True needs a learning_rate of its own, and a learning_rate is for decoupled=True only; got "
@@ -90,19 +95,34 @@ def add_spectral_penalty(
         checks.key("key", key)
 
     def init(params: PyTree) -> SpectralPenaltyState:
-        zero = jnp.zeros((), jnp.float32)
-        return SpectralPenaltyState(jnp.zeros((), jnp.int32), zero, zero, penalty.init(params, key))
+        unknown = jnp.full((), jnp.nan, jnp.float32)
+        return SpectralPenaltyState(jnp.zeros((), jnp.int32), unknown, unknown, penalty.init(params, key))
 
     def update(updates: PyTree, state: SpectralPenaltyState, params: PyTree | None = None, **extra: Any):
         if params is None:
             raise ValueError("add_spectral_penalty needs the parameters: call update(updates, state, params)")
-        (value, tracked), gradient = jax.value_and_grad(penalty.apply, has_aux=True)(params, state.tracked, **extra)
-        factor = jnp.asarray(_at(weight, state.step), jnp.float32)
-        scale = factor if learning_rate is None else -factor * jnp.asarray(_at(learning_rate, state.step), jnp.float32)
-        chosen = mask(params) if callable(mask) else mask
-        if chosen is not None:
-            gradient = _masked(chosen, gradient)
-        updates = jax.tree.map(lambda u, g: u + (scale.astype(g.dtype) * g).astype(u.dtype), updates, gradient)
+        leaves, treedef = jax.tree.flatten(params)
+        real = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+
+        def value_of(chosen: list[jax.Array]):
+            remaining = iter(chosen)
+            merged = [next(remaining) if own else leaf for own, leaf in zip(real, leaves, strict=True)]
+            return penalty.apply(treedef.unflatten(merged), state.tracked, **extra)
+
+        chosen = [leaf for own, leaf in zip(real, leaves, strict=True) if own]
+        (value, tracked), slopes = jax.value_and_grad(value_of, has_aux=True)(chosen)
+        remaining = iter(slopes)
+        gradient = treedef.unflatten([next(remaining) if own else None for own in real])
+        factor = _at(weight, state.step)
+        scale = factor if learning_rate is None else -factor * _at(learning_rate, state.step)
+        keep = mask(params) if callable(mask) else mask
+        if keep is not None:
+            gradient = _masked(keep, gradient)
+
+        def added(slope: jax.Array | None, update: jax.Array) -> jax.Array:
+            return update if slope is None else update + (scale.astype(slope.dtype) * slope).astype(update.dtype)
+
+        updates = jax.tree.map(added, gradient, updates, is_leaf=lambda leaf: leaf is None)
         return updates, SpectralPenaltyState(
             jnp.asarray(optax.safe_increment(state.step)), value.astype(jnp.float32), factor, tracked
         )
@@ -110,8 +130,19 @@ def add_spectral_penalty(
     return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
 
 
-def _at(value: Any, step: jax.Array) -> Any:
-    return value(step) if callable(value) else value
+def _check_factor(name: str, value: Any) -> None:
+    if callable(value) or isinstance(value, jax_core.Tracer):
+        return
+    if not isinstance(value, numbers.Real | np.ndarray | jax.Array) or jnp.ndim(value) != 0:
+        raise TypeError(f"{name} must be a number or a function of the step count, got {value!r}")
+    if not float(value) >= 0:
+        raise ValueError(f"{name} must not be negative, got {value}: the penalty would climb")
+
+
+def _at(value: Any, step: jax.Array) -> jax.Array:
+    """Return a factor or what a schedule gives for it; NaN where that is negative."""
+    factor = jnp.asarray(value(step) if callable(value) else value, jnp.float32)
+    return jnp.where(factor >= 0, factor, jnp.nan)
 
 
 def _masked(mask: PyTree, gradient: PyTree) -> PyTree:

@@ -73,15 +73,27 @@ def conv_symbol(
     return symbol.reshape(*symbol.shape[:-2], -1)
 
 
-def circular_frequencies(spatial_shape: Sequence[int], strides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def circular_frequencies(
+    spatial_shape: Sequence[int], strides: Sequence[int], *, real: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the frequencies of a circular convolution's output grid and how often each counts.
 
     A real kernel has conjugate symbols at w and -w, so only one of each pair is listed, with weight two.
+
+    Args:
+        spatial_shape: The sizes of the input, which the strides divide.
+        strides: The step for each axis.
+        real: Whether the kernel is real.
+
+    Returns:
+        Frequencies of shape (count, d) in radians, and integer weights of shape (count,).
     """
     sizes = [-(-size // stride) for size, stride in zip(spatial_shape, strides, strict=True)]
     index = np.stack(np.meshgrid(*(np.arange(size) for size in sizes), indexing="ij"), -1).reshape(-1, len(sizes))
     mirrored = np.ravel_multi_index(tuple((-index % np.array(sizes)).T), sizes)
     own = np.arange(len(index))
+    if not real:
+        mirrored = own
     keep = own <= mirrored
     weights = np.where(own == mirrored, 1, 2)[keep]
     return 2 * np.pi * index[keep] / np.array(sizes), weights
@@ -112,7 +124,7 @@ def conv_singular_values(
         feature_group_count: Number of groups; the spectrum is the union of theirs.
 
     Returns:
-        Shape (min(m, n),) for "exact".
+        Shape (min(m, n),); real, and of 32 bits for a 16-bit kernel.
 
     Raises:
         ValueError: If shapes, paddings or the name of the method are not valid, or the estimate is asked for where
@@ -141,16 +153,17 @@ def conv_singular_values(
     if method == "circular" and not divides:
         raise ValueError(f"strides {geometry.strides} must divide the sizes {geometry.spatial_shape} for 'circular'")
     if method == "exact" and not (geometry.padding == "CIRCULAR" and divides):
-        return jnp.linalg.svd(operator.to_dense(), compute_uv=False)
+        dense = operator.to_dense()
+        return jnp.linalg.svd(dense.astype(vectors.working_dtype(dense.dtype)), compute_uv=False)
     return circular_singular_values(operator)
 
 
 def circular_singular_values(operator: ConvolutionOperator) -> jax.Array:
     """Return the singular values of the circular convolution with the operator's kernel, sizes and strides."""
     geometry, groups = operator.geometry, operator.geometry.feature_group_count
-    frequencies, weights = circular_frequencies(geometry.spatial_shape, geometry.strides)
-    if vectors.is_complex(operator.dtype):
-        raise TypeError("circular spectra are implemented for real kernels")
+    frequencies, weights = circular_frequencies(
+        geometry.spatial_shape, geometry.strides, real=not vectors.is_complex(operator.dtype)
+    )
     values = []
     for part in jnp.split(operator.kernel, groups, axis=-1):
         symbol = conv_symbol(

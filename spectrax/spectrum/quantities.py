@@ -9,7 +9,7 @@ from spectrax.operators import aslinearoperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.results import ExtremeSingularValues, Quantity, Status, SVDResult
 from spectrax.spectrum.methods import Dense
-from spectrax.spectrum.svds import resolve_method, svds
+from spectrax.spectrum.svds import own_eps, resolve_method, svds
 
 _SQRT_HALF = 0.5**0.5
 
@@ -227,8 +227,8 @@ def _is_dense(A: Any, which: str, options: dict) -> bool:
 
 
 def _singular_below(A: Any) -> float:
-    operator = in_working_precision(aslinearoperator(A))
-    return float(jnp.finfo(operator.dtype).eps) * max(operator.shape) ** 0.5
+    operator = aslinearoperator(A)
+    return own_eps(operator, in_working_precision(operator)) * max(operator.shape) ** 0.5
 
 
 def _or_nan(result: SVDResult) -> jax.Array:

@@ -75,7 +75,7 @@ def svds(
 
     Raises:
         ValueError: If an argument is out of its range, a needed key is missing, a method's limit is exceeded, or
-            `throw` is used under a trace.
+            `throw` is used under a trace; if an array lies on a mesh with explicit axes.
         TypeError: If A is not an operator or has an integer dtype.
         SpectraxError: With `throw=True`, if the result did not converge.
 
@@ -103,8 +103,9 @@ def svds(
     given = aslinearoperator(A)
     operator = in_working_precision(given)
     explicit = isinstance(operator, MatrixOperator)
+    checks.automatic_axes("the operator", operator)
     chosen = resolve_method(operator, k, which=which, method=method)
-    plan = _plan(operator, _own_eps(given, operator), k, which == "smallest", chosen, tol, max_matvecs)
+    plan = _plan(operator, own_eps(given, operator), k, which == "smallest", chosen, tol, max_matvecs)
     if key is not None:
         checks.key("key", key)
     elif isinstance(plan.method, Lanczos) or not (explicit or isinstance(method, Dense)):
@@ -154,9 +155,10 @@ def resolve_method(A: Any, k: int, *, which: str, method: str | Method) -> Metho
     return method
 
 
-def _own_eps(given: LinearOperator, operator: LinearOperator) -> float:
-    """The unit round-off of the products: that of the original dtype unless an explicit matrix was cast up."""
-    return float(jnp.finfo((operator if isinstance(operator, MatrixOperator) else given).dtype).eps)
+def own_eps(given: LinearOperator, operator: LinearOperator) -> float:
+    """The unit round-off of the products: that of the original dtypes unless an explicit matrix was cast up."""
+    source = operator if isinstance(operator, MatrixOperator) else given
+    return vectors.eps((source.in_struct, source.out_struct))
 
 
 def _start(v0: PyTree, struct: PyTree) -> PyTree:
@@ -249,25 +251,34 @@ def _inverse(plan: _Plan, method: InverseLanczos, operator: LinearOperator, key:
     struct = jax.ShapeDtypeStruct((tall.shape[1],), tall.dtype)
     q, r, largest = _invertible_factors(tall, key)
 
-    def solve(b):
-        return jax.lax.linalg.triangular_solve(r, b[:, None], left_side=True)[:, 0]
+    def solve(b, *, adjoint=False):
+        options = {"left_side": True, "transpose_a": adjoint, "conjugate_a": adjoint}
+        return jax.lax.linalg.triangular_solve(r, b, **options)
 
-    def solve_adjoint(b):
-        return jax.lax.linalg.triangular_solve(r, b[:, None], left_side=True, transpose_a=True, conjugate_a=True)[:, 0]
+    def products(b):
+        return solve(b[:, None])[:, 0]
+
+    def adjoint_products(b):
+        return solve(b[:, None], adjoint=True)[:, 0]
 
     start = None if v0 is None else vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], v0))[0]
     if start is not None:  # the start lives on the right of A, hence on the left of R^-1
-        start = solve_adjoint(start)
+        start = adjoint_products(start)
     found = krylov.singular_triplets(
-        solve, solve_adjoint, _noisy_start(key, start, struct), struct, key,
+        products, adjoint_products, _noisy_start(key, start, struct), struct, key,
         k=plan.k, smallest=False, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
         tol=plan.tol / 4, round_off=plan.round_off / 2, probe=method.probe,
     )  # fmt: skip
-    # R^-1 a = sigma b means R b = a / sigma: b is a right vector of R, and a a left one
-    right = found.left[::-1]
-    s = vectors.stack_norms(jnp.matmul(tall, right.T, precision=vectors.HIGHEST).T)
-    left_small = found.right[::-1]
-    left_long = jnp.matmul(q, left_small.T, precision=vectors.HIGHEST).T
+    # R^-1 a = sigma b means R b = a / sigma: b is a right vector of R, and a a left one. What an error of b holds of
+    # the largest singular vectors is small for R^-1, but not for R; one step of inverse iteration takes it away.
+    left_small, _ = jnp.linalg.qr(solve(found.left.T, adjoint=True))
+    right, factor = jnp.linalg.qr(solve(left_small))
+    on_right, _, on_left_h = jnp.linalg.svd(factor)
+    right = jnp.matmul(right, on_right, precision=vectors.HIGHEST)
+    left_small = jnp.matmul(left_small, on_left_h.conj().T, precision=vectors.HIGHEST)
+    s = vectors.stack_norms(jnp.matmul(tall, right, precision=vectors.HIGHEST).T)
+    left_long = jnp.matmul(q, left_small, precision=vectors.HIGHEST).T
+    right = right.T
     u, v = (right, left_long) if wide else (left_long, right)
     u = vectors.from_matrix(u, operator.out_struct)
     v = vectors.from_matrix(v, operator.in_struct)
@@ -280,20 +291,22 @@ def _invertible_factors(tall: jax.Array, key: Any) -> tuple[jax.Array, jax.Array
 
     Where R is singular to working precision, as a solve with a random vector tells, solves can grow without bound: to
     2^n for the n x n matrix with ones on the diagonal and -1 above it. Then Q and R are those of A + E, with a random E
-    of norm at most sqrt(m) eps |A|: the backward error that the result may have in any case. The smallest singular
-    value of such a sum is hardly ever far below eps |A| / sqrt(n) (Sankar, Spielman & Teng 2006,
-    doi:10.1137/S0895479803436202, Theorem 3.3).
+    of norm at most eps |A|, which is the backward error of the factorisation itself. The smallest singular value of
+    such a sum is hardly ever far below eps |A| / m (Sankar, Spielman & Teng 2006, doi:10.1137/S0895479803436202,
+    Theorem 3.3).
     """
     m, n = tall.shape
     q, r = jnp.linalg.qr(tall)
-    largest = vectors.norm(r) / math.sqrt(n)
     eps = jnp.finfo(tall.dtype).eps
     vector = vectors.normal(jax.random.fold_in(key, 2), jax.ShapeDtypeStruct((n, 1), r.dtype))
     solution = jax.lax.linalg.triangular_solve(r, vector, left_side=True)
+    for factor in (r, r.conj().T, r):  # power iteration
+        vector = jnp.matmul(factor, vectors.divide(vector, vectors.norm(vector)), precision=vectors.HIGHEST)
+    largest = jnp.maximum(vectors.norm(vector), vectors.norm(r) / math.sqrt(n))
     regular = vectors.norm(solution) * (eps * largest) < 1  # false for NaN, too
 
     def perturbed():
-        size = eps / 2 * jnp.where(largest > 0, largest, 1)
+        size = eps / (2 * math.sqrt(m)) * jnp.where(largest > 0, largest, 1)
         noise = vectors.normal(jax.random.fold_in(key, 3), jax.ShapeDtypeStruct((m, n), tall.dtype))
         return tuple(jnp.linalg.qr(tall + size.astype(tall.dtype) * noise))
 

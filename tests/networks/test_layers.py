@@ -109,6 +109,20 @@ def test_convolution_equals_flax(case, key):
     assert_allclose(net.apply(variables, x), nn.Conv(**renamed).apply(variables, x[None])[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pads", [[(-1, 1)], [(-2, -1)], [(5, 0)], [(3, -2)]])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_negative_pads_crop_one_by_one_and_in_a_batch(pads, strides):
+    net = layers.convolution(4, (3,), strides=strides, padding=pads, use_bias=False)
+    (low, high), kernel, xs = pads[0], sample((3, 2, 4)), sample((6, 9, 2), 1)
+    padded = np.pad(xs.astype(np.float64), ((0, 0), (max(low, 0), max(high, 0)), (0, 0)))
+    padded = padded[:, max(-low, 0) : padded.shape[1] - max(-high, 0)]
+    positions = range(0, padded.shape[1] - 2, strides)
+    expected = np.stack([np.einsum("nti,tio->no", padded[:, p : p + 3], kernel) for p in positions], 1)
+    variables = {"params": {"kernel": jnp.asarray(kernel)}}
+    assert_allclose(jax.vmap(lambda x: net.apply(variables, x))(xs), expected, atol=1e-5)
+    assert_allclose(net.apply(variables, xs[2]), expected[2], atol=1e-5)
+
+
 def test_full_padding_is_numpy_full_convolution(key):
     net = layers.convolution(1, (3,), padding="FULL", use_bias=False)
     x, kernel = sample((6,)), sample((3,), 1)

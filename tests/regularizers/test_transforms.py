@@ -333,10 +333,47 @@ def test_vmap_over_seeds():
 # --- errors ---
 
 
-@pytest.mark.parametrize("weight", [-0.1, -1, jnp.float32(-2.0)])
+@pytest.mark.parametrize("weight", [-0.1, -1, jnp.float32(-2.0), float("nan")])
 def test_a_negative_weight(weight):
     with pytest.raises(ValueError, match=r"weight must not be negative.*climb"):
         add_spectral_penalty(NORM, weight)
+    with pytest.raises(ValueError, match="learning_rate must not be negative"):
+        add_spectral_penalty(NORM, 1.0, decoupled=True, learning_rate=weight)
+
+
+@pytest.mark.parametrize("weight", [None, "0.1", np.ones(2), [0.1]])
+def test_a_weight_that_is_no_number(weight):
+    with pytest.raises(TypeError, match="weight must be a number or a function of the step count"):
+        add_spectral_penalty(NORM, weight)
+
+
+def test_a_schedule_that_turns_negative_is_seen():
+    optimizer = add_spectral_penalty(NORM, lambda step: 1.0 - step.astype(jnp.float32))
+    params, state = {"kernel": kernel()}, optimizer.init({"kernel": kernel()})
+    for step, finite in enumerate((True, True, False)):
+        updates, state = optimizer.update(zeros(params), state, params)
+        assert bool(jnp.isfinite(updates["kernel"]).all()) is finite, step
+    assert np.isnan(state.weight)
+
+
+def test_nothing_is_known_before_the_first_step():
+    state = add_spectral_penalty(NORM, 0.1).init(PARAMS)
+    assert np.isnan(optax.tree.get(state, "penalty"))
+    assert np.isnan(optax.tree.get(state, "weight"))
+
+
+@pytest.mark.parametrize("mask", [None, {"head": False, "kernel": True, "steps": True}])
+def test_integers_among_the_parameters_are_left_alone(mask):
+    params = {"head": kernel(1), "kernel": kernel(), "steps": jnp.int32(3)}
+    optimizer = add_spectral_penalty(NORM, 0.5, mask=mask)
+    updates = zeros(params) | {"steps": jnp.int32(7)}
+    updates, _ = jax.jit(optimizer.update)(updates, optimizer.init(params), params)
+    real = {name: params[name] for name in ("head", "kernel")}
+    alone = jax.grad(lambda p: NORM.apply(p, NORM.init(p, None))[0])(real)
+    assert updates["steps"].dtype == jnp.int32
+    assert int(updates["steps"]) == 7
+    assert_allclose(updates["kernel"], 0.5 * alone["kernel"], rtol=1e-5)
+    assert_allclose(updates["head"], (0.5 if mask is None else 0.0) * alone["head"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"decoupled": True}, {"learning_rate": 0.1}])

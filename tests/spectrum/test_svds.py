@@ -108,6 +108,68 @@ def test_the_zero_and_the_identity(method, x64):
         testing.assert_singular_values(result, matrix, which=which)
 
 
+@pytest.mark.parametrize("condition_number", [1e3, 1e5, 1e8, 1e12, 1e20])
+def test_the_bottom_of_a_large_matrix_converges_at_any_condition_number(condition_number, x64):
+    """Vectors that are good enough for R^-1 hold too much of the largest ones to be good enough for R."""
+    values = np.geomspace(1, 1 / condition_number, 200)
+    matrix = testing.with_singular_values(jax.random.key(0), values, (230, 200), "float64").to_dense()
+    for seed in range(3):
+        for k in (1, 3):
+            key = jax.random.key(seed)
+            result = sx.svds(matrix, k, which="smallest", method=sx.InverseLanczos(), key=key)
+            testing.assert_singular_values(result, matrix, which="smallest")
+            assert bool(result.converged.all())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_solves_that_would_overflow(dtype, wide, x64):
+    """The inverse of this matrix has entries up to 2^(n - 2), and no diagonal entry of its factor is small."""
+    n = 1200 if dtype == "float64" else 300
+    matrix = jnp.asarray(np.eye(n) - np.triu(np.ones((n, n)), 1), dtype)
+    matrix = matrix.T if wide else matrix
+    result = sx.svds(matrix, 1, which="smallest", method=sx.InverseLanczos(), key=jax.random.key(0))
+    assert int(result.status) == sx.Status.AT_ROUND_OFF
+    assert bool(result.converged.all())
+    norm = 2 * n / np.pi
+    assert float(result.s[0]) <= np.finfo(dtype).eps * norm
+    testing.assert_singular_values(result, matrix, which="smallest")
+    if dtype == "float64":  # so large that this is what "auto" chooses
+        assert np.isinf(sx.condition_number(matrix, key=jax.random.key(0)))
+
+
+def test_the_round_off_of_mixed_leaves_is_that_of_the_widest_error(x64):
+    def f(v):
+        return v[0] * jnp.float32(1.1), 2 * v[1]
+
+    struct = (jax.ShapeDtypeStruct((20,), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.float64))
+    with jax.numpy_dtype_promotion("standard"):
+        result = sx.svds((f, struct), 1, which="smallest", method=sx.Lanczos(), key=jax.random.key(0))
+    assert bool(result.converged.all())
+    assert_allclose(result.s, [1.1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "which"), BOTH_ENDS)
+def test_a_start_that_is_not_finite(method, which):
+    v0 = jnp.ones((1, 6)).at[0, 2].set(jnp.nan)
+    result = sx.svds(jnp.eye(8, 6), 1, which=which, method=METHODS[method], key=jax.random.key(0), v0=v0)
+    unread = method == "dense"
+    assert int(result.status) == (sx.Status.CONVERGED if unread else sx.Status.NOT_FINITE)
+    assert np.isnan(result.s).all() != unread
+
+
+def test_explicit_mesh_axes_are_refused_and_automatic_ones_taken():
+    for axis_type in (jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto):
+        mesh = jax.make_mesh((1,), ("x",), axis_types=(axis_type,))
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+        matrix = jax.device_put(jnp.diag(jnp.arange(1.0, 9.0)), sharding)
+        if axis_type == jax.sharding.AxisType.Auto:
+            assert_allclose(sx.spectral_norm(matrix), 8.0, rtol=1e-6)
+            continue
+        with pytest.raises(ValueError, match="the explicit axes x, which are not supported: make the mesh with"):
+            sx.spectral_norm(matrix)
+
+
 def test_16_bit_operators_give_32_bit_results():
     A = testing.with_singular_values(jax.random.key(0), np.linspace(2, 1, 12), (16, 12), jnp.bfloat16)
     for operator in (A, as_function(A.to_dense())):

@@ -16,7 +16,16 @@ from spectrax.report import read_records
 from spectrax.training import NonFiniteError, TrainingConfig, TrainingInterrupted, resume, summary, train
 from spectrax.training.run_directory import PLOTS
 
-SMALL = {"data": "digits", "model": "resnet", "depth": 1, "width": 4, "epochs": 2, "batch_size": 128, "block_size": 2, "measure_every": 2}
+SMALL = {
+    "data": "digits",
+    "model": "resnet",
+    "depth": 1,
+    "width": 4,
+    "epochs": 2,
+    "batch_size": 128,
+    "block_size": 2,
+    "measure_every": 2,
+}
 STEPS = 1438 // 128  # in an epoch
 LAYERS = {"stem_0/conv_0", "skip_1/body/conv_0", "dense_3"}
 
