@@ -29,6 +29,8 @@ def number_in(name: str, value: Any, low: float, high: float, *, low_open: bool 
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
     inside = (low < float(value) if low_open else low <= float(value)) and float(value) <= high
     if not inside:
+        if high == float("inf"):
+            raise ValueError(f"{name} must be {'larger than' if low_open else 'at least'} {low:g}, got {value}")
         raise ValueError(f"{name} must lie in {'(' if low_open else '['}{low}, {high}], got {value}")
 
 

@@ -31,6 +31,12 @@ def test_what_passes():
         (lambda: checks.positive_integer("k", True), TypeError, "k must be an integer, got True"),
         (lambda: checks.positive_integer("k", None), TypeError, "k must be an integer, got None"),
         (lambda: checks.number_in("t", 2, 0, 1), ValueError, r"t must lie in \[0, 1\], got 2"),
+        (
+            lambda: checks.number_in("t", 0, 0, float("inf"), low_open=True),
+            ValueError,
+            "t must be larger than 0, got 0",
+        ),
+        (lambda: checks.number_in("t", -2, -1.5, float("inf")), ValueError, "t must be at least -1.5, got -2"),
         (lambda: checks.number_in("t", 0, 0, 1, low_open=True), ValueError, r"t must lie in \(0, 1\], got 0"),
         (lambda: checks.number_in("t", float("nan"), 0, 1), ValueError, "got nan"),
         (lambda: checks.number_in("t", "1", 0, 1), TypeError, "t must be a real number, got '1' of type str"),

@@ -61,7 +61,7 @@ def test_help_shows_the_options_with_their_defaults(capsys):
         (["--learning-rate", "nan"], "--learning-rate: must be a finite number, got nan"),
         (["--learning-rate", "fast"], "--learning-rate: must be a number, got 'fast'"),
         (["--widht", "3"], "unrecognized arguments: --widht 3"),
-        (["--learning-rate", "-1"], r"learning_rate must lie in \(0, inf\], got -1.0"),
+        (["--learning-rate", "-1"], "learning_rate must be larger than 0, got -1.0"),
         (["--data", "cifar10"], "data must be 'mnist5k', 'digits' or the path of an .npz file; got 'cifar10'"),
         (["--data", "none.npz"], "data file none.npz does not exist"),
         (["--penalty", "none", "--baseline"], "penalty is 'none' already"),

@@ -133,7 +133,7 @@ def add_spectral_penalty(
 def _check_factor(name: str, value: Any) -> None:
     if callable(value) or isinstance(value, jax_core.Tracer):
         return
-    if not isinstance(value, numbers.Real | np.ndarray | jax.Array) or jnp.ndim(value) != 0:
+    if not isinstance(value, numbers.Real) and not (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0):
         raise TypeError(f"{name} must be a number or a function of the step count, got {value!r}")
     if not float(value) >= 0:
         raise ValueError(f"{name} must not be negative, got {value}: the penalty would climb")

@@ -130,7 +130,8 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise FileNotFoundError(f"data file {path} does not exist")
+        what = "is a directory, not an .npz file" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"data file {path} {what}")
     # Opened here, since np.load leaves a file that it opened and cannot read for the garbage collector to close.
     with path.open("rb") as stream:
         arrays = _unpack(path, stream)
@@ -181,6 +182,9 @@ def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             raise ValueError(
                 f"{where} has values that are not finite, the first in sample {sample}; shape {array.shape}"
             )
+        largest = np.abs(array.astype(np.float64)).max()
+        if largest > np.finfo(np.float32).max:
+            raise ValueError(f"{where} has values up to {largest:.3g}, too large for float32; shape {array.shape}")
     for part in ("train", "test"):
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if len(x) != len(y):
@@ -197,10 +201,16 @@ def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         )
     if len(np.unique(y_train)) < 2:
         raise ValueError(f"{path}: y_train must have at least 2 classes, got only the label {int(y_train[0])}")
-    if y_test.max() > y_train.max():
+    labels = np.unique(y_train)
+    if y_test.max() > labels[-1]:
         raise ValueError(
-            f"{path}: y_test has the label {int(y_test.max())}, "
-            f"which y_train (largest label {int(y_train.max())}) lacks"
+            f"{path}: y_test has the label {int(y_test.max())}, which y_train (largest label {int(labels[-1])}) lacks"
+        )
+    if len(labels) <= labels[-1]:
+        gap = int(np.flatnonzero(labels != np.arange(len(labels)))[0])
+        raise ValueError(
+            f"{path}: y_train must hold every label from 0 to its largest, {int(labels[-1])}, but {gap} is missing: it "
+            f"has {len(labels)} different labels"
         )
 
 

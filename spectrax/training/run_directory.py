@@ -22,6 +22,7 @@ Times are in the summary alone, so that the records of a resumed run are those o
 import dataclasses
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,9 @@ class RunDirectory:
             raise ValueError(f"{file} was not written by {_PROGRAM}")
         if content["format"] != _FORMAT:
             raise ValueError(f"{file} has format {content['format']}, and this version reads format {_FORMAT}")
+        unknown = set(content["config"]) - {field.name for field in dataclasses.fields(TrainingConfig)}
+        if unknown:
+            raise ValueError(f"{file} has entries that this version does not know: {', '.join(sorted(unknown))}")
         config = TrainingConfig(**content["config"])
         return cls(path, dataclasses.replace(config, out=str(path)), content["data_fingerprint"])
 
@@ -157,6 +161,48 @@ class RunDirectory:
         """The newest complete checkpoint of one run, or None."""
         steps = checkpoints.checkpoint_steps(self.checkpoint_directory(arm))
         return self.checkpoint_directory(arm) / str(steps[-1]) if steps else None
+
+    def check_before_resuming(self) -> None:
+        """See that what a resumed run goes on from is there and whole, and drop what is not.
+
+        A checkpoint that cannot be restored is deleted where an older one can, with a warning.
+
+        Raises:
+            ValueError: If no checkpoint of a run can be restored, or records of steps before it are missing.
+        """
+        found = self.read_records()
+        for arm in self.config.arms:
+            steps = [r.get("step") for r in found if r.get("run") == arm and r.get("event") == "step"]
+            last = self._drop_damaged_checkpoints(arm)
+            if last is None:
+                if steps:
+                    text = f"{self.path}: no checkpoint of the run {arm!r} is left; it starts from the beginning"
+                    warnings.warn(text, stacklevel=4)
+                continue
+            missing = sorted(set(range(1, last + 1)) - set(steps))
+            if missing:
+                raise ValueError(
+                    f"{self.metrics} lacks records of the run {arm!r} up to its checkpoint at step {last}: step "
+                    f"{missing[0]} and {len(missing) - 1} more. Put the file back, or start anew with --overwrite"
+                )
+
+    def _drop_damaged_checkpoints(self, arm: str) -> int | None:
+        directory, errors = self.checkpoint_directory(arm), {}
+        for step in checkpoints.checkpoint_steps(directory)[::-1]:
+            try:
+                checkpoints.restore(directory / str(step))
+            except Exception as error:  # whatever Orbax and its file formats raise
+                errors[step] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+                continue
+            for damaged, reason in errors.items():
+                text = f"{directory / str(damaged)} cannot be restored ({reason}); going on from step {step}"
+                warnings.warn(text, stacklevel=5)
+                shutil.rmtree(directory / str(damaged))
+            return step
+        if errors:
+            shown = "; ".join(f"step {step}: {reason}" for step, reason in errors.items())
+            raise ValueError(f"none of the checkpoints in {directory} can be restored ({shown})")
+        return None
 
     def remove_unfinished_checkpoints(self) -> None:
         """Delete what a killed process left of a checkpoint that it was writing."""

@@ -74,7 +74,7 @@ def resume(directory: str | Path, /, *, quiet: bool = True, on_step: OnStep | No
 
     Raises:
         FileNotFoundError: If there is no run in the directory, or its data file is gone.
-        ValueError: If the data is not what the run was started with.
+        ValueError: If the data is not what the run was started with, or its records or checkpoints are damaged.
         ImportError: If a package of the extra `demo` is missing.
         TrainingInterrupted: If a stop was asked for again.
         NonFiniteError: If a loss or a parameter was not finite.
@@ -126,7 +126,7 @@ def prepare_resumed(directory: RunDirectory, /) -> Dataset:
         The data.
 
     Raises:
-        ValueError: If the data is not what the run was started with.
+        ValueError: If the data is not what the run was started with, or its records or checkpoints are damaged.
     """
     _check_packages()
     data = load_data(directory.config.data, seed=directory.config.seed)
@@ -136,6 +136,7 @@ def prepare_resumed(directory: RunDirectory, /) -> Dataset:
             f"and the run saw {directory.data_fingerprint}"
         )
     directory.remove_unfinished_checkpoints()
+    directory.check_before_resuming()
     return data
 
 

@@ -91,6 +91,9 @@ def test_an_unknown_name_lists_the_choices():
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist"):
         load_data(str(tmp_path / "none.npz"), seed=0)
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"folder\.npz is a directory, not an \.npz file"):
+        load_data(str(tmp_path / "folder.npz"), seed=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04broken"])
@@ -136,6 +139,11 @@ def test_a_damaged_member(tmp_path):
         ({"y_train": np.arange(20) % 4 - 1}, "y_train must hold labels 0, 1, 2, ..., got -1"),
         ({"y_test": np.arange(8)}, "y_test has the label 7, which y_train (largest label 3) lacks"),
         ({"y_train": np.full(20, 3)}, "y_train must have at least 2 classes, got only the label 3"),
+        ({"y_train": np.array([7, 12, 17, 12] * 5), "y_test": np.array([7, 12, 17, 7] * 2)},
+         "y_train must hold every label from 0 to its largest, 17, but 0 is missing: it has 3 different labels"),
+        ({"y_train": np.array([0, 1, 3, 10**9] * 5)}, "from 0 to its largest, 1000000000, but 2 is missing"),
+        ({"x_train": np.full((20, 3), 1e39) * np.arange(20)[:, None]},
+         "x_train has values up to 1.9e+40, too large for float32; shape (20, 3)"),
         ({"x_train": np.zeros((20, 6, 5, 2))}, "x_train is constant in a channel; shape (20, 6, 5, 2)"),
         ({"x_train": np.where(np.arange(20) == 7, np.nan, 1.0)[:, None] * np.ones((20, 3))},
          "x_train has values that are not finite, the first in sample 7; shape (20, 3)"),

@@ -1,5 +1,7 @@
 """A directory belongs to one run, and nothing else in the world is deleted."""
 
+import shutil
+
 import jax.numpy as jnp
 import pytest
 
@@ -91,6 +93,54 @@ def test_opening_what_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="was not written by spectrax train"):
         RunDirectory.open_existing(tmp_path)
+
+
+def test_entries_of_another_version_are_refused(run):
+    text = (run.path / "config.json").read_text().replace('"seed": 4', '"seed": 4, "ema": true')
+    (run.path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="entries that this version does not know: ema"):
+        RunDirectory.open_existing(run.path)
+
+
+def damage(path):
+    """Cut every file of data off in its middle."""
+    for file in path.rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def lines(count, run="penalty"):
+    return [{"run": run, "event": "step", "step": step} for step in range(1, count + 1)]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(run):
+    run.append(lines(3)[1:])
+    run.save_checkpoint("penalty", 3, {"a": jnp.arange(2.0)})
+    run.check_before_resuming()
+    damage(run.checkpoint_directory("penalty") / "3")
+    with pytest.warns(UserWarning, match=r"penalty/3 cannot be restored .*; going on from step 1"):
+        run.check_before_resuming()
+    assert run.last_checkpoint("penalty") == run.checkpoint_directory("penalty") / "1"
+    damage(run.checkpoint_directory("penalty") / "1")
+    with pytest.raises(ValueError, match=r"none of the checkpoints in .*penalty can be restored \(step 1: "):
+        run.check_before_resuming()
+    assert run.last_checkpoint("penalty") is not None  # nothing is deleted that cannot be replaced
+
+
+def test_missing_checkpoints_and_records_are_told(run):
+    run.save_checkpoint("penalty", 3, {"a": jnp.arange(2.0)})
+    with pytest.raises(ValueError, match=r"lacks records of the run 'penalty' up to its checkpoint at step 3: step 2 "):
+        run.check_before_resuming()
+    run.metrics.write_text('{"run": "penalty"}\n garbage \n{}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, is not JSON"):
+        run.check_before_resuming()
+    run.metrics.unlink()
+    with pytest.raises(ValueError, match=r"step 1 and 2 more.* start anew with --overwrite"):
+        run.check_before_resuming()
+    run.append(lines(3))
+    shutil.rmtree(run.path / "checkpoints")
+    with pytest.warns(UserWarning, match="no checkpoint of the run 'penalty' is left; it starts from the beginning"):
+        run.check_before_resuming()
 
 
 def test_records_after_the_checkpoint_are_dropped_and_those_before_stay(run):

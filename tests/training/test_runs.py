@@ -204,6 +204,10 @@ def test_a_finished_run_is_not_run_again(unbroken):
 def test_a_run_whose_report_is_missing_only_gets_its_report(tmp_path, unbroken, no_plots):
     directory = shutil.copytree(unbroken[0].out, tmp_path / "run")
     (directory / "summary.json").unlink()
+    records = (directory / "metrics.jsonl").rename(tmp_path / "records")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl lacks records of the run 'penalty'"):
+        resume(directory)
+    records.rename(directory / "metrics.jsonl")
 
     def never(arm, step):
         raise AssertionError
