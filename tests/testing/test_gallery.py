@@ -107,7 +107,7 @@ def test_prescribed_values(x64):
         (lambda: testing.gallery(jax.random.key(0), shape=(40, 11)), ValueError, "at least 12 rows and columns"),
         (lambda: testing.gallery(0), TypeError, "key must be a PRNG key"),
         (lambda: testing.linear_decay(0, condition_number=2), ValueError, "count must be at least 1"),
-        (lambda: testing.geometric_decay(3, condition_number=0.5), ValueError, "condition_number must lie in"),
+        (lambda: testing.geometric_decay(3, condition_number=0.5), ValueError, "condition_number must be at least 1"),
         (lambda: testing.clustered(3, width=0.0), ValueError, "width must lie in"),
         (lambda: testing.repeated(5, multiplicity=3), ValueError, "at most half of count = 5, got 3"),
     ],
