@@ -1,11 +1,12 @@
 """The sweep behind the defaults of `spectrax train`: weight and renewal interval, and three seeds of what they do.
 
-    python benchmarks/penalty_sweep.py --out benchmarks/results/penalty_sweep.json
+    python benchmarks/penalty_sweep.py --out benchmarks/results/penalty_sweep.json --plot docs/images/loss_curves.png
 
 Trains the default model for some weights and intervals from one seed, and with the defaults and without a penalty from
-three. All condition numbers are those of dense decompositions after training, in float32, of
-the layers as they are, with their padding and stride. Finished trainings are kept in the file, so that a sweep that was
-interrupted goes on where it stopped.
+three, and prints a table; `--plot` also draws the loss curves of the three seeds. All condition numbers are those of
+dense decompositions after training, in float32, of the layers as they are, with their padding and stride. Finished
+trainings are kept in the file, so that a sweep that was interrupted goes on where it stopped, and one that is finished
+is drawn at once.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
+from spectrax.report.plots import COLOURS, LABELS
 from spectrax.training import TrainingConfig, train
 
 # weight and steps between renewals (an epoch has 15 steps): the defaults, over all seeds, and a cross around them
@@ -42,6 +45,7 @@ def one(**options: Any) -> dict[str, Any]:
         "median_condition_number": float(np.median([float(value) for value in layers.values()])),
         "test_accuracy": epochs[-1]["test_accuracy"],
         "train_loss": [epoch["train_loss"] for epoch in epochs[1:]],
+        "test_loss": [epoch["test_loss"] for epoch in epochs[1:]],
         "seconds": time.perf_counter() - began,
     }
 
@@ -49,6 +53,7 @@ def one(**options: Any) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/penalty_sweep.json"))
+    parser.add_argument("--plot", type=Path, default=None, help="a PNG of the loss curves")
     parser.add_argument("--data", default="mnist5k")
     parser.add_argument("--epochs", type=int, default=None)
     arguments = parser.parse_args()
@@ -75,6 +80,33 @@ def main() -> None:
             flush=True,
         )
     print(table(rows))
+    if arguments.plot:
+        loss_curves(rows).savefig(arguments.plot, dpi=110)
+
+
+def loss_curves(rows: list[dict[str, Any]]) -> Figure:
+    """Draw the training and test loss of each seed by epoch, with the chosen penalty and without."""
+    figure = Figure(figsize=(4.2 * len(SEEDS), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(SEEDS), sharey=True)
+    for panel, seed in zip(panels, SEEDS, strict=True):
+        for row in rows:
+            options = row["options"]
+            chosen = (options.get("penalty_weight"), options.get("renew_every")) == CHOSEN
+            if options["seed"] != seed or not (chosen or options.get("penalty") == "none"):
+                continue
+            run = "penalty" if chosen else "baseline"
+            epochs = range(1, len(row["train_loss"]) + 1)
+            panel.plot(epochs, row["train_loss"], color=COLOURS[run], linewidth=2, label=f"{LABELS[run]}, train")
+            dashed = {"linewidth": 1.4, "linestyle": "--", "label": f"{LABELS[run]}, test"}
+            panel.plot(epochs, row["test_loss"], color=COLOURS[run], **dashed)
+        panel.set_title(f"seed {seed}", loc="left", fontsize=11)
+        panel.set_xlabel("epoch")
+        panel.set_yscale("log")
+        panel.grid(color="#E4E4E4", linewidth=0.8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("loss")
+    panels[0].legend(frameon=False, fontsize=8.5)
+    return figure
 
 
 def table(rows: list[dict[str, Any]]) -> str:

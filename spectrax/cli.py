@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except KeyboardInterrupt:
         directory = getattr(arguments, "resume", None) or getattr(arguments, "out", TrainingConfig.out)
-        _say(f"Stopped at once. Continue from the last checkpoint with: spectrax train --resume {directory}")
+        _say(f"Stopped at once. If the run got as far as a checkpoint: spectrax train --resume {directory}")
         return _INTERRUPTED
     except NonFiniteError as error:
         _say(f"spectrax train: stopped: {error}")

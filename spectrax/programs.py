@@ -151,5 +151,44 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                 yield from equations(getattr(parameter, "jaxpr", parameter))
 
 
+def primitives_on(function: Callable, struct: PyTree) -> frozenset[str]:
+    """Return the names of the primitives that are applied to something that depends on a function's argument.
+
+    Args:
+        function: A function of one pytree; it is traced, and may close over anything.
+        struct: The structure of its argument.
+
+    Returns:
+        The names. Inside of loops and branches everything counts.
+    """
+    closed = jax.make_jaxpr(lambda v: function(v))(struct)
+    names: set[str] = set()
+    _follow(closed.jaxpr, [True] * len(closed.jaxpr.invars), names)
+    return frozenset(names)
+
+
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
+
+
+def _follow(jaxpr: Any, flags: list[bool], names: set[str]) -> list[bool]:
+    """Add what is applied to the flagged arguments and return which results depend on them."""
+    dependent = {variable for variable, flag in zip(jaxpr.invars, flags, strict=True) if flag}
+    for equation in jaxpr.eqns:
+        flags = [not isinstance(atom, jax_core.Literal) and atom in dependent for atom in equation.invars]
+        if not any(flags):
+            continue
+        if equation.primitive.name in _CALLS:
+            inner = equation.params[_CALLS[equation.primitive.name]]
+            outs = _follow(getattr(inner, "jaxpr", inner), flags, names)
+        else:
+            outs = [True] * len(equation.outvars)
+            names.add(equation.primitive.name)
+            for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+                if _is_jaxpr(parameter):
+                    names.update(inner.primitive.name for inner in equations(getattr(parameter, "jaxpr", parameter)))
+        dependent.update(variable for variable, flag in zip(equation.outvars, outs, strict=True) if flag)
+    return [not isinstance(atom, jax_core.Literal) and atom in dependent for atom in jaxpr.outvars]
+
+
 def _is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")

@@ -36,7 +36,10 @@ _TEXTS = {
         "did not converge in max_matvecs: singular values that lie close together, or a smallest one far below the "
         "largest; give more max_matvecs, a larger subspace, or a method that factorises"
     ),
-    Status.NOT_FINITE: ("NaN or Inf came up, in the operator's output, in v0 or by overflow: no value can be given"),
+    Status.NOT_FINITE: (
+        "NaN or Inf came up, in the operator's output, in v0 or by overflow, or all entries of the matrix are so small "
+        "that products underflow: no value can be given"
+    ),
 }
 
 
@@ -107,7 +110,8 @@ class Quantity:
         lower: A lower bound of the true number.
         upper: An upper bound of the true number; inf where none is known.
         status: A number of `Status`.
-        kind: "exact" (to round-off), "lower" or "upper" (the side of the truth that the value is on), or "estimate".
+        kind: "exact" (to round-off), "lower" or "upper" (the side of the truth that the value is on), or "estimate". A
+            value of inf says "numerically singular" for every kind.
     """
 
     value: jax.Array

@@ -1,32 +1,30 @@
 """Shared fixtures: strict dtype promotion everywhere, 64-bit mode on request."""
 
 import os
-import shutil
-import tempfile
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# Most of the suite's time is compilation. LLVM's optimisations are left out (JAX_DISABLE_MOST_OPTIMIZATIONS=0 brings
-# them back, as .ci/run does on the newest versions), and programs that come up again, in the suite's workers and in
-# commands that a test starts, are taken from a cache that lives as long as the session.
+# Nearly all of the suite's time is compilation. LLVM's optimisations are left out (JAX_DISABLE_MOST_OPTIMIZATIONS=0
+# brings them back, as .ci/run does on the newest versions), and so are XLA's parallel code generation and fusion
+# emitters, which together take half of the rest; jaxlib 0.12 no longer knows the switch, and aborts on it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-_OWN_CACHE = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _OWN_CACHE = tempfile.mkdtemp(prefix="spectrax-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+if version("jaxlib").startswith("0.10."):
+    _FLAGS = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
-import jax  # noqa: E402  (after the environment that it reads)
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-def pytest_unconfigure():
-    """Remove the cache; only the process that made it, which the workers inherit it from, does so."""
-    if _OWN_CACHE is not None:
-        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Free a module's compiled programs after it: a thousand of them take gigabytes and most of a process's maps."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

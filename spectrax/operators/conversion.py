@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core as jax_core
 import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.operators.linear_operator import LinearOperator, MatVec, register
-from spectrax.programs import Direct, Program, hoist
+from spectrax.programs import Direct, Program, hoist, primitives_on
 
 PyTree = Any
 
@@ -54,6 +55,8 @@ class FunctionOperator(LinearOperator):
         self.program, self.consts, self.args = hoisted.program, hoisted.consts, args
         self.in_struct = in_struct
         self.out_struct = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), hoisted.out_struct)
+        if vectors.is_complex(self.dtype):
+            check_complex_linear("the function of a linear operator", self.products()[0], in_struct)
 
     def products(self):
         def matvec(v):
@@ -79,6 +82,42 @@ def adjoint(matvec: MatVec, in_struct: PyTree) -> MatVec:
         return vectors.conj(image)
 
     return rmatvec
+
+
+_REAL_LINEAR = frozenset({"conj", "real", "imag", "complex", "abs"})
+
+
+def check_complex_linear(what: str, product: MatVec, struct: PyTree) -> None:
+    """Raise `TypeError` where a product is linear over the real numbers only, as the conjugation of a vector is.
+
+    A program without conj, real and imag is complex-linear. With them it may be (a product of complex numbers written
+    out): A(i v) = i A(v) is then tried on one vector, unless values are not known because of a trace.
+
+    Args:
+        what: What is spoken of in the message.
+        product: The product with a vector.
+        struct: The structure of the vector.
+
+    Raises:
+        TypeError: If the product is not linear over the complex numbers, or may not be and cannot be tried.
+    """
+
+    def turn(vector: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf * jnp.asarray(1j, leaf.dtype), vector)
+
+    found = primitives_on(product, struct) & _REAL_LINEAR
+    if not found:
+        return
+    v = vectors.normal(jax.random.key(0), struct)
+    turned, image = product(turn(v)), product(v)
+    if not any(isinstance(leaf, jax_core.Tracer) for leaf in jax.tree.leaves((turned, image))):
+        difference = float(vectors.norm(vectors.subtract(turned, turn(image))))
+        if difference <= 1e3 * vectors.eps(image) * float(vectors.norm(image)):
+            return
+    raise TypeError(
+        f"{what} must be linear over the complex numbers: it contains {', '.join(sorted(found))}, and A(i v) = i A(v) "
+        "does not hold, or cannot be tried under a trace"
+    )
 
 
 def check_spaces(in_struct: PyTree, out_struct: PyTree) -> None:
@@ -118,7 +157,9 @@ def aslinearoperator(operator: Any, /, *args: Any) -> LinearOperator:
         The operator, with input and output spaces as described by its `in_struct` and `out_struct`.
 
     Raises:
-        TypeError: If the object is none of the above, has an integer dtype, or maps real to complex vectors.
+        TypeError: If the object is none of the above, has an integer dtype, maps real to complex vectors, or is a
+            function of complex vectors that is linear over the real numbers only. That a function of real vectors is
+            linear is not checked.
         ValueError: If an array is not a matrix, or one of the dimensions is zero.
 
     Example:

@@ -1,6 +1,7 @@
 """Convolutions as linear operators on one sample, with their true padding and strides."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -263,7 +264,7 @@ def _pads(padding, sizes, window, strides) -> tuple[str, tuple[tuple[int, int], 
     if not isinstance(padding, str):
         pads = tuple(tuple(pair) if isinstance(pair, Sequence) else pair for pair in padding)
         valid = len(pads) == len(sizes) and all(
-            isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(entry, int) for entry in pair)
+            isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(entry, numbers.Integral) for entry in pair)
             for pair in pads
         )
         if not valid:
@@ -271,7 +272,7 @@ def _pads(padding, sizes, window, strides) -> tuple[str, tuple[tuple[int, int], 
                 f"padding must be one of {', '.join(PADDINGS)} or one pair (before, after) of integers for each of "
                 f"{len(sizes)} spatial axes, got {padding!r}"
             )
-        return "EXPLICIT", pads
+        return "EXPLICIT", tuple((int(before), int(after)) for before, after in pads)
     name = padding.upper()
     if name not in PADDINGS:
         raise ValueError(

@@ -304,6 +304,14 @@ def _circular_ritz(operator: LinearOperator, block: CircularBlock) -> Ritz:
     symbol = conv_symbol(
         operator.kernel, block.frequencies, strides=geometry.strides, kernel_dilation=geometry.kernel_dilation
     )
-    values = jnp.einsum("fo,foi,fi->f", block.left.conj(), symbol, block.right, precision=vectors.HIGHEST).real
+    # |S v|, or |S^H u| for the shorter side, is never below the smallest value of the symbol there
+    if symbol.shape[1] < symbol.shape[2]:
+        symbol, fixed = symbol.conj().swapaxes(1, 2), block.left
+    else:
+        fixed = block.right
+    images = jnp.einsum("foi,fi->fo", symbol, fixed, precision=vectors.HIGHEST)
+    directions = jax.lax.stop_gradient(images)
+    directions = jax.vmap(lambda image: vectors.divide(image, vectors.norm(image)))(directions)
+    values = jnp.sum(directions.conj() * images, axis=1).real
     values = values[jnp.argsort(-jax.lax.stop_gradient(values))]
     return Ritz(values, jnp.asarray(jnp.nan, values.dtype))

@@ -54,9 +54,13 @@ class MatrixMaps:
                         f"{name} has shape {leaf.shape}: which matrix it stands for is not known. Give the real linear "
                         "maps (sx.layers.linear_maps, sx.conv_operator), or ask for reshaped matrices by MatrixAxes"
                     )
-                operators[name] = aslinearoperator(leaf.T)
+                found = {name: aslinearoperator(leaf.T)}
             else:
-                operators.update(_matrices(name, leaf, self.axes))
+                found = _matrices(name, leaf, self.axes)
+            twice = operators.keys() & found.keys()
+            if twice:
+                raise ValueError(f"two parameters have the path {', '.join(sorted(twice))}: rename one of them")
+            operators.update(found)
         if not operators:
             raise ValueError("no parameter has two or more axes: there is no matrix to act on")
         return operators
@@ -70,7 +74,8 @@ def matrix_maps(axes: MatrixAxes | None = None) -> MatrixMaps:
             parameters of shape (in, out), and is an error for those with more axes.
 
     Returns:
-        A function from a tree of parameters to operators named by the parameters' paths.
+        A function from a tree of parameters to operators named by the parameters' paths. It raises `ValueError` where
+        no parameter is a matrix, where one has more axes than are explained, and where two have one path.
 
     Example:
         >>> import jax.numpy as jnp
@@ -107,7 +112,10 @@ def _axes(axes: int | tuple[int, ...], ndim: int, name: str) -> tuple[int, ...]:
     for axis in axes:
         if not -ndim <= axis < ndim:
             raise ValueError(f"axis {axis} does not exist in {name}, which has {ndim} axes")
-    return tuple(axis % ndim for axis in axes)
+    axes = tuple(axis % ndim for axis in axes)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"the axes {axes} of {name} must differ from each other")
+    return axes
 
 
 @dataclasses.dataclass(frozen=True)

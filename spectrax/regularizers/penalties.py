@@ -24,9 +24,9 @@ class SpectralMeasurements(NamedTuple):
     """What a penalty saw of each map at its last step: dicts by name of scalars.
 
     Attributes:
-        sigma_max: The largest Ritz value: a lower bound of the norm.
+        sigma_max: The largest Ritz value (singular value of the map on its kept vectors): a lower bound of the norm.
         sigma_min: The smallest Ritz value: an upper bound of the smallest singular value, or an estimate (`kinds`).
-        condition_number: Their ratio; inf where sigma_min is zero.
+        condition_number: Their ratio; inf where sigma_min is at round-off, at most sqrt(max(m, n)) eps sigma_max.
         residual: The residual of sigma_min divided by sigma_min; NaN for an estimate.
         converged: Whether both ends converged when they were last renewed.
     """
@@ -90,7 +90,8 @@ def condition_number_penalty(
 
     with s_i the singular values; `block_size=1` is the logarithm of the condition number itself. A whole block keeps
     the gradient bounded where the smallest value is far below its neighbours, and lifts these before they become the
-    smallest. Near zero maps and rank deficiency the value and the gradient are finite.
+    smallest. Near zero maps and rank deficiency the value and the gradient are finite; the gradient can reach
+    1 / (eps s_1), which is too large for float16: keep such parameters in float32 or bfloat16.
 
     Args:
         maps: A function from parameters to named operators (`sx.layers.linear_maps(net, input_shape)`, or your own), or
@@ -127,7 +128,7 @@ def condition_number_penalty(
 
     def value(top: jax.Array, bottom: jax.Array) -> jax.Array:
         eps = jnp.finfo(top.dtype).eps
-        largest = top[0]
+        largest = jnp.where(top[0] < jnp.finfo(top.dtype).tiny / eps, 0 * top[0], top[0])  # what is smaller underflows
         nonzero = ~(largest == 0)  # NaN must come through
         safe_top = jnp.where(nonzero, jnp.maximum(top, eps * largest), 1)
         safe_bottom = jnp.where(nonzero, jnp.maximum(bottom, 0) + eps * largest, 1)

@@ -65,8 +65,8 @@ def add_spectral_penalty(
         to the penalty.
 
     Raises:
-        ValueError: If the weight or the learning rate is negative or NaN, or `decoupled` and `learning_rate` are not
-            given together; in `init` if a key is needed; in `update` if `params` is missing.
+        ValueError: If the weight or the learning rate is negative or not finite, or `decoupled` and `learning_rate` are
+            not given together; in `init` if a key is needed; in `update` if `params` is missing.
         TypeError: If the weight or the learning rate is neither a number nor a function.
 
     Cost:
@@ -135,8 +135,8 @@ def _check_factor(name: str, value: Any) -> None:
         return
     if not isinstance(value, numbers.Real) and not (isinstance(value, np.ndarray | jax.Array) and value.ndim == 0):
         raise TypeError(f"{name} must be a number or a function of the step count, got {value!r}")
-    if not float(value) >= 0:
-        raise ValueError(f"{name} must not be negative, got {value}: the penalty would climb")
+    if not 0 <= float(value) < float("inf"):
+        raise ValueError(f"{name} must be finite and not negative, where the penalty would climb; got {value}")
 
 
 def _at(value: Any, step: jax.Array) -> jax.Array:
@@ -147,7 +147,11 @@ def _at(value: Any, step: jax.Array) -> jax.Array:
 
 def _masked(mask: PyTree, gradient: PyTree) -> PyTree:
     """Zero the gradient where the mask is False; the mask may be a prefix of the parameters' tree."""
-    return jax.tree.map(lambda keep, part: jax.tree.map(lambda g: g * jnp.asarray(keep, g.dtype), part), mask, gradient)
+
+    def kept(keep: Any, part: PyTree) -> PyTree:  # a choice and no product: what is left out may be NaN
+        return jax.tree.map(lambda slope: jnp.where(jnp.asarray(keep, bool), slope, jnp.zeros_like(slope)), part)
+
+    return jax.tree.map(kept, mask, gradient)
 
 
 __all__ = ["SpectralMeasurements", "SpectralPenaltyState", "add_spectral_penalty"]

@@ -56,6 +56,7 @@ def conv_symbol(
     rank = kernel.ndim - 2
     if rank not in (1, 2, 3):
         raise ValueError(f"kernel must have 1, 2 or 3 spatial axes and two of channels, got shape {kernel.shape}")
+    frequencies = jnp.asarray(frequencies)
     if frequencies.ndim < 1 or frequencies.shape[-1] != rank:
         raise ValueError(f"frequencies must have a last axis of {rank} entries, got shape {frequencies.shape}")
     strides, dilation = _per_axis(strides, rank), _per_axis(kernel_dilation, rank)
@@ -179,4 +180,6 @@ def _per_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     values: Any = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(values) != rank:
         raise ValueError(f"expected one entry for each of {rank} spatial axes, got {value}")
+    for entry in values:
+        checks.positive_integer("strides and kernel_dilation", entry)
     return values

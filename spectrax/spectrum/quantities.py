@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spectrax import vectors
 from spectrax.operators import aslinearoperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.results import ExtremeSingularValues, Quantity, Status, SVDResult
 from spectrax.spectrum.methods import Dense
-from spectrax.spectrum.svds import own_eps, resolve_method, svds
+from spectrax.spectrum.svds import resolve_method, svds
 
 _SQRT_HALF = 0.5**0.5
 
@@ -66,7 +67,7 @@ def spectral_norm(A: Any, /, *, full: bool = False, **options: Any) -> jax.Array
     result = svds(A, 1, which="largest", **options)
     if not full:
         return _or_nan(result)
-    margin = _SQRT_HALF * result.residuals[0]
+    margin = _SQRT_HALF * result.residuals[0] + _round_off(A) * result.s[0]  # that of the residual itself
     exact = _is_dense(A, "largest", options)
     upper = result.s[0] + margin if exact else jnp.full_like(margin, jnp.inf)
     return Quantity(result.s[0], result.s[0] - margin, upper, result.status, kind="exact" if exact else "lower")
@@ -146,8 +147,9 @@ def extreme_singular_values(A: Any, /, **options: Any) -> ExtremeSingularValues:
 def condition_number(A: Any, /, *, full: bool = False, **options: Any) -> jax.Array | Quantity:
     """Return the condition number sigma_max / sigma_min.
 
-    Where sigma_min is at round-off of the dtype, sigma_min <= c eps sigma_max, the operator is numerically singular:
-    the value is inf, and the lower bound with `full=True` says how large it is at least.
+    Where sigma_min is at round-off, at most sqrt(max(m, n)) eps sigma_max or at most its own residual, the operator is
+    numerically singular: the value is inf, whatever the kind, and the lower bound with `full=True` says how large the
+    condition number is at least.
 
     Args:
         A: An operator, or anything that `aslinearoperator` takes.
@@ -210,8 +212,9 @@ def _condition(A: Any, options: dict) -> Quantity:
     assert isinstance(top, Quantity)
     assert isinstance(bottom, Quantity)
     status = jnp.maximum(top.status, bottom.status)
-    floor = _singular_below(A) * top.value
-    singular = (bottom.value <= floor) & (status <= int(Status.AT_ROUND_OFF))
+    floor = _round_off(A) * top.value
+    residual = bottom.upper - bottom.value
+    singular = (bottom.value <= jnp.maximum(floor, residual)) & (status <= int(Status.AT_ROUND_OFF))
     safe = jnp.where(singular, 1, bottom.value)  # both branches of a where must have finite derivatives
     value = jnp.where(singular, jnp.inf, jnp.where(singular, 0, top.value) / safe)
     at_least = jnp.where(bottom.upper > 0, top.lower / jnp.where(bottom.upper > 0, bottom.upper, 1), jnp.inf)
@@ -226,9 +229,10 @@ def _is_dense(A: Any, which: str, options: dict) -> bool:
     return isinstance(resolve_method(A, 1, which=which, method=options.get("method", "auto")), Dense)
 
 
-def _singular_below(A: Any) -> float:
-    operator = aslinearoperator(A)
-    return own_eps(operator, in_working_precision(operator)) * max(operator.shape) ** 0.5
+def _round_off(A: Any) -> float:
+    """The round-off of a decomposition relative to the largest value: c eps with c = sqrt(max(m, n))."""
+    operator = in_working_precision(aslinearoperator(A))
+    return vectors.eps((operator.in_struct, operator.out_struct)) * max(operator.shape) ** 0.5
 
 
 def _or_nan(result: SVDResult) -> jax.Array:

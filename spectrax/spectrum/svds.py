@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from spectrax.spectrum.methods import Dense, InverseLanczos, Lanczos, Method, ch
 
 PyTree = Any
 _MATERIALIZE_CHUNK = 256  # unit vectors in one batched product: bounds the memory of intermediate results
+# how large the round-off of the largest value of R^-1 may be, relative to another value, for that one to be kept
+_RESOLVED = 1e-3
+_MAX_ROUNDS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ def svds(
     explicit = isinstance(operator, MatrixOperator)
     checks.automatic_axes("the operator", operator)
     chosen = resolve_method(operator, k, which=which, method=method)
-    plan = _plan(operator, own_eps(given, operator), k, which == "smallest", chosen, tol, max_matvecs)
+    plan = _plan(operator, _own_eps(given, operator), k, which == "smallest", chosen, tol, max_matvecs)
     if key is not None:
         checks.key("key", key)
     elif isinstance(plan.method, Lanczos) or not (explicit or isinstance(method, Dense)):
@@ -155,7 +158,7 @@ def resolve_method(A: Any, k: int, *, which: str, method: str | Method) -> Metho
     return method
 
 
-def own_eps(given: LinearOperator, operator: LinearOperator) -> float:
+def _own_eps(given: LinearOperator, operator: LinearOperator) -> float:
     """The unit round-off of the products: that of the original dtypes unless an explicit matrix was cast up."""
     source = operator if isinstance(operator, MatrixOperator) else given
     return vectors.eps((source.in_struct, source.out_struct))
@@ -194,7 +197,10 @@ def _plan(operator, eps, k, smallest, method, tol, max_matvecs) -> _Plan:
         subspace_size = side if subspace_size >= side - 1 else max(subspace_size, k + 2)
         if method.max_restarts is not None:
             max_steps = min(max_steps, (method.max_restarts + 1) * subspace_size)
-    round_off = (8 + 2 * math.sqrt(max(m, n))) * eps  # errors of long sums and of rotated bases
+    working = vectors.eps((operator.in_struct, operator.out_struct))
+    round_off = (8 + 2 * math.sqrt(max(m, n))) * working  # errors of long sums and of rotated bases
+    if eps > working:
+        round_off += 8 * eps  # those of products in 16 bits, whose sums have more
     return _Plan(int(k), smallest, method, float(tol), eps, max_steps, subspace_size, round_off)
 
 
@@ -216,7 +222,15 @@ def _decompose(plan: _Plan, operator: LinearOperator, key: Any, v0: PyTree) -> S
         tol=plan.tol / 2, round_off=plan.round_off / 2, probe=plan.method.probe,
     )  # fmt: skip
     left, right = (found.right, found.left) if wide else (found.left, found.right)
-    return _with_residuals(plan, operator, left, found.values, right, found.largest, 2 * found.num_steps, found.finite)
+    usable = found.finite & _is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
+    return _with_residuals(plan, operator, left, found.values, right, found.largest, 2 * found.num_steps, usable)
+
+
+def _is_usable(matrix: jax.Array) -> jax.Array:
+    """Whether all entries are finite, and not so small that products lose digits by underflow, unless all are zero."""
+    peak = jnp.max(jnp.abs(matrix))
+    limits = jnp.finfo(matrix.dtype)
+    return jnp.isfinite(peak) & ((peak == 0) | (peak >= float(limits.tiny) / float(limits.eps)))
 
 
 def _noisy_start(key: Any, v0: PyTree, struct: PyTree) -> PyTree:
@@ -231,7 +245,7 @@ def _noisy_start(key: Any, v0: PyTree, struct: PyTree) -> PyTree:
 
 def _dense(plan: _Plan, operator: LinearOperator):
     matrix = operator.to_dense(chunk_size=_MATERIALIZE_CHUNK)
-    finite = jnp.all(jnp.isfinite(matrix))
+    finite = _is_usable(matrix)
     left, s, right_h = jnp.linalg.svd(jnp.where(finite, matrix, jnp.zeros_like(matrix)), full_matrices=False)
     chosen = slice(s.shape[0] - plan.k, s.shape[0]) if plan.smallest else slice(0, plan.k)
     u = vectors.from_matrix(left.T[chosen], operator.out_struct)
@@ -245,11 +259,12 @@ def _inverse(plan: _Plan, method: InverseLanczos, operator: LinearOperator, key:
     matrix = operator.to_dense(chunk_size=_MATERIALIZE_CHUNK)
     m, n = matrix.shape
     wide = m < n
-    finite = jnp.all(jnp.isfinite(matrix))
+    finite = _is_usable(matrix)
     matrix = jnp.where(finite, matrix, jnp.ones_like(matrix))
     tall = matrix.conj().T if wide else matrix
     struct = jax.ShapeDtypeStruct((tall.shape[1],), tall.dtype)
     q, r, largest = _invertible_factors(tall, key)
+    r = r / jnp.where(largest > 0, largest, 1).astype(r.dtype)  # neither R nor R^-1 comes near the ends of the dtype
 
     def solve(b, *, adjoint=False):
         options = {"left_side": True, "transpose_a": adjoint, "conjugate_a": adjoint}
@@ -264,18 +279,52 @@ def _inverse(plan: _Plan, method: InverseLanczos, operator: LinearOperator, key:
     start = None if v0 is None else vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], v0))[0]
     if start is not None:  # the start lives on the right of A, hence on the left of R^-1
         start = adjoint_products(start)
-    found = krylov.singular_triplets(
-        products, adjoint_products, _noisy_start(key, start, struct), struct, key,
-        k=plan.k, smallest=False, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
-        tol=plan.tol / 4, round_off=plan.round_off / 2, probe=method.probe,
-    )  # fmt: skip
+    start = _noisy_start(key, start, struct)
+
+    def search(state: _Deflation) -> _Deflation:
+        """Find the largest triplets of (I - V V^H) R^-1 (I - U U^H), U and V the vectors kept so far.
+
+        Rounding errors in R^-1 b are relative to the largest value, 1 / sigma_n. Where sigma_n lies far below the other
+        wanted values, as it does for a matrix with a column of zeros, theirs would drown in them.
+        """
+        found = krylov.singular_triplets(
+            lambda b: _without(state.right, products(_without(state.left, b))),
+            lambda b: _without(state.left, adjoint_products(_without(state.right, b))),
+            _without(state.left, start), struct, jax.random.fold_in(key, state.rounds),
+            k=plan.k, smallest=False, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
+            tol=plan.tol / 4, round_off=plan.round_off / 2, probe=method.probe,
+        )  # fmt: skip
+        # what is on the left of R^-1 is on the right of R
+        place = slots - state.count
+        left, right = (
+            jnp.where((place >= 0)[:, None], new[jnp.maximum(place, 0)], old)
+            for new, old in ((found.right, state.left), (found.left, state.right))
+        )
+        resolved = plan.round_off * found.values[0] <= _RESOLVED * found.values
+        count = jnp.where(found.finite, state.count + jnp.maximum(jnp.sum(resolved, dtype=jnp.int32), 1), plan.k)
+        kept = (slots < count)[:, None]
+        rounds = state.rounds + 1
+        last = (count >= plan.k) | (rounds >= _MAX_ROUNDS)
+        return _Deflation(
+            left=jnp.where(kept | last, left, 0),
+            right=jnp.where(kept | last, right, 0),
+            count=jnp.where(last, plan.k, count),
+            rounds=rounds,
+            finite=state.finite & found.finite,
+        )
+
+    slots = jnp.arange(plan.k, dtype=jnp.int32)
+    zeros = jnp.zeros((plan.k, struct.shape[0]), r.dtype)
+    nothing = _Deflation(zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.ones((), bool))
+    found = jax.lax.while_loop(lambda state: state.count < plan.k, search, nothing)
     # R^-1 a = sigma b means R b = a / sigma: b is a right vector of R, and a a left one. What an error of b holds of
     # the largest singular vectors is small for R^-1, but not for R; one step of inverse iteration takes it away.
-    left_small, _ = jnp.linalg.qr(solve(found.left.T, adjoint=True))
+    left_small, _ = jnp.linalg.qr(solve(found.right.T, adjoint=True))
     right, factor = jnp.linalg.qr(solve(left_small))
-    on_right, _, on_left_h = jnp.linalg.svd(factor)
-    right = jnp.matmul(right, on_right, precision=vectors.HIGHEST)
-    left_small = jnp.matmul(left_small, on_left_h.conj().T, precision=vectors.HIGHEST)
+    inverse = jax.lax.linalg.triangular_solve(factor, jnp.eye(plan.k, dtype=factor.dtype), left_side=True)
+    on_left, _, on_right_h = jnp.linalg.svd(inverse)
+    right = jnp.matmul(right, on_right_h.conj().T, precision=vectors.HIGHEST)
+    left_small = jnp.matmul(left_small, on_left, precision=vectors.HIGHEST)
     s = vectors.stack_norms(jnp.matmul(tall, right, precision=vectors.HIGHEST).T)
     left_long = jnp.matmul(q, left_small, precision=vectors.HIGHEST).T
     right = right.T
@@ -284,6 +333,22 @@ def _inverse(plan: _Plan, method: InverseLanczos, operator: LinearOperator, key:
     v = vectors.from_matrix(v, operator.in_struct)
     count = 0 if isinstance(operator, MatrixOperator) else min(m, n)
     return u, s, v, jnp.maximum(largest, s[0]), jnp.asarray(count, jnp.int32), finite & found.finite
+
+
+class _Deflation(NamedTuple):
+    """Singular vectors of R that were found already, the smallest values first; rows that are not in use are zero."""
+
+    left: jax.Array
+    right: jax.Array
+    count: jax.Array
+    rounds: jax.Array
+    finite: jax.Array
+
+
+def _without(rows: jax.Array, b: jax.Array) -> jax.Array:
+    """Return b without its components along orthonormal rows."""
+    coefficients = jnp.matmul(rows.conj(), b, precision=vectors.HIGHEST)
+    return b - jnp.matmul(coefficients, rows, precision=vectors.HIGHEST)
 
 
 def _invertible_factors(tall: jax.Array, key: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

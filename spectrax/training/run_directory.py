@@ -69,7 +69,10 @@ class RunDirectory:
         """
         path = Path(config.out)
         check_free(path, overwrite=overwrite)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise type(error)(f"the directory {path} cannot be made: {error}") from error
         for entry in path.iterdir():  # check_free has seen that all of them are a run's
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         content = {
@@ -162,13 +165,16 @@ class RunDirectory:
         steps = checkpoints.checkpoint_steps(self.checkpoint_directory(arm))
         return self.checkpoint_directory(arm) / str(steps[-1]) if steps else None
 
-    def check_before_resuming(self) -> None:
+    def check_before_resuming(self, *, steps_per_epoch: int) -> None:
         """See that what a resumed run goes on from is there and whole, and drop what is not.
 
         A checkpoint that cannot be restored is deleted where an older one can, with a warning.
 
+        Args:
+            steps_per_epoch: Steps in an epoch, to know which records there must be.
+
         Raises:
-            ValueError: If no checkpoint of a run can be restored, or records of steps before it are missing.
+            ValueError: If no checkpoint of a run can be restored, or records of steps or epochs before it are missing.
         """
         found = self.read_records()
         for arm in self.config.arms:
@@ -179,12 +185,15 @@ class RunDirectory:
                     text = f"{self.path}: no checkpoint of the run {arm!r} is left; it starts from the beginning"
                     warnings.warn(text, stacklevel=4)
                 continue
-            missing = sorted(set(range(1, last + 1)) - set(steps))
-            if missing:
-                raise ValueError(
-                    f"{self.metrics} lacks records of the run {arm!r} up to its checkpoint at step {last}: step "
-                    f"{missing[0]} and {len(missing) - 1} more. Put the file back, or start anew with --overwrite"
-                )
+            epochs = [r.get("epoch") for r in found if r.get("run") == arm and r.get("event") == "epoch"]
+            wanted = {"step": range(1, last + 1), "epoch": range(last // steps_per_epoch + 1)}
+            for event, numbers in (("step", steps), ("epoch", epochs)):
+                missing = sorted(set(wanted[event]) - set(numbers))
+                if missing:
+                    raise ValueError(
+                        f"{self.metrics} lacks records of the run {arm!r} up to its checkpoint at step {last}: {event} "
+                        f"{missing[0]} and {len(missing) - 1} more. Put the file back, or start anew with --overwrite"
+                    )
 
     def _drop_damaged_checkpoints(self, arm: str) -> int | None:
         directory, errors = self.checkpoint_directory(arm), {}

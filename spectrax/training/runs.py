@@ -136,7 +136,7 @@ def prepare_resumed(directory: RunDirectory, /) -> Dataset:
             f"and the run saw {directory.data_fingerprint}"
         )
     directory.remove_unfinished_checkpoints()
-    directory.check_before_resuming()
+    directory.check_before_resuming(steps_per_epoch=len(data.x_train) // directory.config.batch_size)
     return data
 
 

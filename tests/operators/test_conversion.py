@@ -116,3 +116,22 @@ def test_functions_that_are_not_linear_are_refused_when_the_adjoint_is_needed():
 def test_what_is_refused(args, error, message):
     with pytest.raises(error, match=message):
         sx.aslinearoperator(*args)
+
+
+@pytest.mark.parametrize(
+    "function", [jnp.conj, lambda v: 2 * v + v.conj(), lambda v: v.real.astype(v.dtype), jax.jit(jnp.conj)]
+)
+def test_functions_that_are_linear_over_the_reals_only_are_refused(function):
+    struct = jax.ShapeDtypeStruct((2,), jnp.complex64)
+    with pytest.raises(TypeError, match="must be linear over the complex numbers: it contains"):
+        sx.aslinearoperator(function, struct)
+
+
+def test_a_complex_product_that_is_written_out_is_taken_where_it_can_be_tried():
+    def turned(v):
+        return jax.lax.complex(2 * v.real - 3 * v.imag, 3 * v.real + 2 * v.imag)
+
+    struct = jax.ShapeDtypeStruct((2,), jnp.complex64)
+    assert_allclose(sx.aslinearoperator(turned, struct).to_dense(), (2 + 3j) * np.eye(2), rtol=1e-6)
+    with pytest.raises(TypeError, match="cannot be tried under a trace"):
+        jax.jit(lambda: sx.aslinearoperator(turned, struct).to_dense())()

@@ -118,9 +118,24 @@ def test_holomorphic_functions(x64):
     assert_allclose(J.rmatvec(jnp.ones(2, jnp.complex128)), expected.conj().T @ np.ones(2), atol=1e-13)
 
 
+@jax.custom_vjp
+def custom_conj(x):
+    return x.conj()
+
+
+custom_conj.defvjp(lambda x: (x.conj(), None), lambda _, u: (u.conj(),))
+
+
+def test_what_does_not_depend_on_the_vector_may_be_conjugated():
+    x = jnp.array([3 + 4j, 1j])
+    J = sx.jacobian_operator(lambda z: z * jnp.abs(x).astype(z.dtype) * jnp.conj(x), x)
+    assert_allclose(J.matvec(jnp.ones(2, x.dtype)), np.abs(x) * np.conj(x), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "function",
     [
+        custom_conj,
         jnp.conj,
         lambda x: x * jnp.conj(x),
         lambda x: jnp.real(x).astype(x.dtype),

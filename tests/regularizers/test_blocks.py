@@ -289,3 +289,26 @@ def test_short_side_has_at_least_as_many_rows_as_columns():
         operator = module.short_side(sx.aslinearoperator(jnp.ones(shape)))
         assert isinstance(operator, LinearOperator)
         assert operator.shape == (max(shape), min(shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 2)])
+def test_the_circular_estimate_where_the_symbol_goes_through_zero(tiny_limits, shape):
+    """Between two renewals: the value is never below the symbol's, and its slope points back up on the other side."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(2, *shape)) * 1e-2
+    kernel[0] += 3 * np.eye(*shape)
+    kernel[0, 0, 0], kernel[1, 0, 0] = 1.0, 0.95  # the symbol at pi: 0.05
+
+    def operator(second):
+        return sx.conv_operator(jnp.asarray(kernel).at[1, 0, 0].set(second), (40,), padding="SAME")
+
+    blocks = renew({"conv": operator(0.95)}, {"conv": (1, 2)}, jax.random.key(0), {})["conv"]
+    value = jax.jit(lambda second: ritz(operator(second), blocks)[1].values[-1])
+    for second, sign in ((0.9, -1), (0.95, -1), (1.05, 1), (1.2, 1)):
+        frequencies = np.linspace(0, 2 * np.pi, 40, endpoint=False)[:, None]
+        symbol = sx.conv_symbol(operator(second).kernel, frequencies)
+        truth = np.linalg.svd(np.asarray(symbol), compute_uv=False).min()
+        assert float(value(second)) >= truth - 1e-6
+        assert_allclose(value(second), truth, rtol=0.2, atol=1e-3)
+        assert_allclose(jax.grad(value)(second), sign, atol=0.1)
+        assert_allclose(jax.grad(value)(second), (value(second + 1e-3) - value(second - 1e-3)) / 2e-3, atol=1e-2)

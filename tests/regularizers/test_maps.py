@@ -163,3 +163,13 @@ def test_the_names_are_exported_where_users_look():
     assert sx.regularizers.matrix_maps is matrix_maps
     assert sx.regularizers.jacobian_maps is jacobian_maps
     assert sx.regularizers.MatrixAxes is MatrixAxes
+
+
+def test_two_parameters_of_one_path_are_refused():
+    with pytest.raises(ValueError, match="two parameters have the path a/b: rename one of them"):
+        matrix_maps()({"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}})
+
+
+def test_axes_that_are_named_twice_are_refused():
+    with pytest.raises(ValueError, match=r"the axes \(0, 0\) of kernel must differ"):
+        matrix_maps(MatrixAxes((0, -2), 1))({"kernel": jnp.ones((2, 3))})

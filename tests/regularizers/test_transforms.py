@@ -147,6 +147,12 @@ def test_masks_of_parameters(mask):
     assert set(state.tracked.measurements.sigma_max) == {"dense/kernel", "head/kernel"}  # still measured
 
 
+def test_a_mask_shields_from_what_is_not_finite():
+    params = {"a": jnp.full((3, 3), jnp.nan), "b": jnp.eye(3)}
+    updates, _ = one_update(add_spectral_penalty(NORM, 1.0, mask={"a": False, "b": True}), params)
+    assert_array_equal(updates["a"], 0)
+
+
 def test_measurements_are_read_with_optax_tree_get():
     optimizer = place("before", CONDITION)
     state = jax.jit(optimizer.init)(PARAMS)
@@ -335,9 +341,9 @@ def test_vmap_over_seeds():
 
 @pytest.mark.parametrize("weight", [-0.1, -1, jnp.float32(-2.0), float("nan")])
 def test_a_negative_weight(weight):
-    with pytest.raises(ValueError, match=r"weight must not be negative.*climb"):
+    with pytest.raises(ValueError, match=r"weight must be finite and not negative.*climb"):
         add_spectral_penalty(NORM, weight)
-    with pytest.raises(ValueError, match="learning_rate must not be negative"):
+    with pytest.raises(ValueError, match="learning_rate must be finite and not negative"):
         add_spectral_penalty(NORM, 1.0, decoupled=True, learning_rate=weight)
 
 

@@ -167,3 +167,23 @@ def test_keys_are_needed_as_for_svds():
 def test_gradient_of_what_has_no_value_is_nan_and_not_zero():
     assert np.isnan(jax.grad(sx.spectral_norm)(jnp.full((2, 2), jnp.nan))).all()
     assert np.isnan(jax.grad(sx.condition_number)(jnp.full((2, 2), jnp.nan))).all()
+
+
+def test_16_bit_functions_that_are_well_conditioned_are_not_called_singular():
+    matrix = testing.with_singular_values(jax.random.key(0), np.geomspace(1, 0.1, 300), (300, 300), jnp.float32)
+    rounded = matrix.to_dense().astype(jnp.bfloat16)
+    struct = jax.ShapeDtypeStruct((300,), jnp.bfloat16)
+    found = sx.condition_number((lambda v: rounded @ v, struct), full=True, method=sx.Dense())
+    true = np.linalg.cond(np.asarray(rounded).astype(np.float64))
+    assert float(found.lower) <= true <= float(found.upper)
+    assert_allclose(found.value, true, rtol=0.05)
+
+
+def test_the_upper_bound_of_the_norm_holds_where_the_residual_is_zero():
+    rng = np.random.default_rng(0)
+    matrices = rng.normal(size=(300, 12, 12)).astype(np.float32)
+    found = jax.jit(jax.vmap(lambda A: sx.spectral_norm(A, full=True)))(matrices)
+    true = np.linalg.norm(matrices.astype(np.float64), 2, axis=(1, 2))
+    assert (np.asarray(found.lower, np.float64) <= true).all()
+    assert (true <= np.asarray(found.upper, np.float64)).all()
+    assert_allclose(found.upper, true, rtol=1e-5)

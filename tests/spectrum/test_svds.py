@@ -121,6 +121,42 @@ def test_the_bottom_of_a_large_matrix_converges_at_any_condition_number(conditio
             assert bool(result.converged.all())
 
 
+def bottoms_with_gaps(name):
+    """Spectra whose smallest values lie far below the other wanted ones: their round-off must not drown those."""
+    rng = np.random.default_rng(0)
+    if name == "dead units":
+        matrix = rng.normal(size=(200, 140)) / 10
+        matrix[:, [3, 5, 17]] = 0
+        return matrix
+    bottom = {"one": [1e-4], "none left": [0.0], "several scales": [1e-2, 1e-3, 1e-5, 1e-6], "huge": [1e-4]}[name]
+    values = np.r_[np.linspace(3, 0.5, 150 - len(bottom)), bottom]
+    u, v = (np.linalg.qr(rng.normal(size=(150, 150)))[0] for _ in range(2))
+    return (u * values) @ v.T * (1e37 if name == "huge" else 1.0)
+
+
+@pytest.mark.parametrize("name", ["dead units", "one", "none left", "several scales", "huge"])
+def test_values_above_a_gap_at_the_bottom(name):
+    matrix = jnp.asarray(bottoms_with_gaps(name), jnp.float32)
+    true = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    for k in (1, 8):
+        result = sx.svds(matrix, k, which="smallest", method=sx.InverseLanczos(), key=jax.random.key(1))
+        assert bool(result.converged.all())
+        assert_allclose(result.s, true[-k:], atol=4 * np.finfo(np.float32).eps * true[0])
+        testing.assert_singular_values(result, matrix, which="smallest")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_matrix_so_small_that_products_underflow_has_no_value(name):
+    for scale, usable in ((1e-29, True), (1e-36, False)):
+        matrix = jnp.asarray(scale * np.diag(np.linspace(2, 1, 30)), jnp.float32)
+        result = sx.svds(matrix, 1, which="smallest", method=METHODS[name], key=jax.random.key(1))
+        if usable:
+            assert_allclose(result.s, [scale], rtol=1e-5)
+        else:
+            assert int(result.status) == sx.Status.NOT_FINITE
+            assert np.isnan(result.s).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("wide", [False, True])
 def test_solves_that_would_overflow(dtype, wide, x64):

@@ -207,6 +207,11 @@ def test_a_run_whose_report_is_missing_only_gets_its_report(tmp_path, unbroken, 
     records = (directory / "metrics.jsonl").rename(tmp_path / "records")
     with pytest.raises(ValueError, match=r"metrics\.jsonl lacks records of the run 'penalty'"):
         resume(directory)
+    lines = records.read_text().splitlines()
+    last = max(i for i, line in enumerate(lines) if '"event": "epoch"' in line or '"event":"epoch"' in line)
+    (directory / "metrics.jsonl").write_text("\n".join(lines[:last] + lines[last + 1 :]) + "\n")
+    with pytest.raises(ValueError, match=r"lacks records of the run 'baseline' up to .*: epoch 2 and 0 more"):
+        resume(directory)
     records.rename(directory / "metrics.jsonl")
 
     def never(arm, step):
