@@ -30,6 +30,9 @@ class MatrixOperator(LinearOperator):
         dot = functools.partial(jnp.matmul, precision=vectors.HIGHEST)
         return (lambda v: dot(matrix, v)), (lambda u: dot(u.conj(), matrix).conj())
 
+    def loop_products(self):
+        return self.products()
+
     def _block_products(self):
         matrix = self.matrix
         dot = functools.partial(jnp.matmul, precision=vectors.HIGHEST)

@@ -133,7 +133,7 @@ def jacobian(
         raise TypeError("mode 'forward' needs forward-mode derivatives, which a custom_vjp inside f does not have")
     if mode == "auto":
         mode = "reverse" if m < n or operator.reverse_only else "forward"
-    matvec, rmatvec = operator.products()
+    matvec, rmatvec = operator.products() if chunk_size is None else operator.loop_products()
     dtype = operator.dtype
     if mode == "forward":
         return _lines(matvec, operator.in_struct, n, dtype, chunk_size).T

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectrax import checks, vectors
-from spectrax.programs import FrozenTree
+from spectrax.programs import FrozenTree, canonical
 
 PyTree = Any
 MatVec = Callable[[PyTree], PyTree]
@@ -50,6 +50,15 @@ class LinearOperator(abc.ABC):
         What does not depend on the vector, such as the linearisation of a network, is computed once, here: a loop asks
         for the products outside and applies them inside.
         """
+
+    def loop_products(self) -> tuple[MatVec, MatVec]:
+        """Return the same functions as `products`, in the form that a compiled loop runs fastest.
+
+        They are traced once, here, and what does not depend on the vector is computed here, too: for a loop, where a
+        single product is better off with those of `products`.
+        """
+        matvec, rmatvec = self.products()
+        return canonical(matvec, self.in_struct), canonical(rmatvec, self.out_struct)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -166,7 +175,7 @@ class LinearOperator(abc.ABC):
         if chunk_size is not None:
             checks.positive_integer("chunk_size", chunk_size)
         m, n = self.shape
-        matvec, rmatvec = self.products()
+        matvec, rmatvec = self.products() if chunk_size is None else self.loop_products()
         from_left = m < n
         struct, product = (self.out_struct, rmatvec) if from_left else (self.in_struct, matvec)
 

@@ -215,7 +215,7 @@ def _decompose(plan: _Plan, operator: LinearOperator, key: Any, v0: PyTree) -> S
         return _with_residuals(plan, operator, left, s, right, largest, count, finite)
     wide = operator.shape[0] < operator.shape[1]
     tall = operator.H if wide else operator
-    matvec, rmatvec = tall.products()
+    matvec, rmatvec = tall.loop_products()
     found = krylov.singular_triplets(
         matvec, rmatvec, _noisy_start(key, v0, tall.in_struct), tall.out_struct, key,
         k=plan.k, smallest=plan.smallest, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
