@@ -239,13 +239,17 @@ def ritz(operator: LinearOperator, blocks: Blocks) -> tuple[Ritz, Ritz]:
     v = [vectors.combine(rotation, stack) for rotation, stack in zip(rotations, stacks, strict=True)]
     left = vectors.from_matrix(jnp.concatenate(u), tall.out_struct)
     right = jax.tree.map(lambda *rows: jnp.concatenate(rows), *v)
+    ends = np.array([0] if len(counts) == 1 else [0, sum(counts) - 1])
     if wide:
-        values = _bilinear(working, right, left)
+        # the product with A is differentiated, and not the one with its adjoint that found the values: the derivative
+        # of a transposed convolution in its kernel is slow
+        images = working.matmat(left)
+        values = jax.vmap(vectors.vdot)(right, images).real
+        outer_images = jax.tree.map(lambda rows: jax.lax.stop_gradient(rows[ends]), images)
     else:
         values = jnp.concatenate([_diagonal(*each) for each in zip(u, rotations, parts, strict=True)])
-    ends = np.array([0] if len(counts) == 1 else [0, sum(counts) - 1])
-    outer_left, outer_right = jax.tree.map(lambda rows: rows[ends], (left, right))
-    residuals = _residuals(tall, outer_left, outer_right, values[ends])
+        outer_images = tall.rmatmat(jax.tree.map(lambda rows: rows[ends], left))
+    residuals = _residuals(outer_images, jax.tree.map(lambda rows: rows[ends], right), values[ends])
     top = Ritz(values[: counts[0]], residuals[0])
     if circular is not None:
         return top, _circular_ritz(operator, circular)
@@ -271,20 +275,11 @@ def _diagonal(u: jax.Array, rotation: jax.Array, image: jax.Array) -> jax.Array:
     return jnp.sum(weights * rotation, axis=1).real
 
 
-def _bilinear(operator: LinearOperator, left: PyTree, right: PyTree) -> jax.Array:
-    """Return Re(u_i^H A v_i), differentiable in A, for an operator whose blocks are on its left side.
-
-    The product with A is differentiated, and not the one with its adjoint that found the values: the derivative of a
-    transposed convolution in its kernel is slow.
-    """
-    return jax.vmap(vectors.vdot)(left, operator.matmat(right)).real
-
-
-def _residuals(tall: LinearOperator, u: PyTree, v: PyTree, values: jax.Array) -> jax.Array:
-    """Return |A^H u - s v| for some Ritz triplets; A v = s u holds by construction."""
+def _residuals(images: PyTree, v: PyTree, values: jax.Array) -> jax.Array:
+    """Return |A^H u - s v| for some Ritz triplets, from the images A^H u; A v = s u holds by construction."""
     values = jax.lax.stop_gradient(values)
     scaled = jax.tree.map(lambda rows: rows * values.reshape((-1,) + (1,) * (rows.ndim - 1)).astype(rows.dtype), v)
-    return vectors.stack_norms(vectors.subtract(tall.rmatmat(u), scaled))
+    return vectors.stack_norms(vectors.subtract(images, scaled))
 
 
 def _circular_bottom(operator: ConvolutionOperator, count: int) -> CircularBlock:
