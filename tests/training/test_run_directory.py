@@ -116,31 +116,34 @@ def lines(count, run="penalty"):
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(run):
     run.append(lines(3)[1:])
     run.save_checkpoint("penalty", 3, {"a": jnp.arange(2.0)})
-    run.check_before_resuming()
+    with pytest.raises(ValueError, match=r"up to its checkpoint at step 3: epoch 0 and 0 more"):
+        run.check_before_resuming(steps_per_epoch=10)
+    run.append([{"run": "penalty", "event": "epoch", "step": 0, "epoch": 0}])
+    run.check_before_resuming(steps_per_epoch=10)
     damage(run.checkpoint_directory("penalty") / "3")
     with pytest.warns(UserWarning, match=r"penalty/3 cannot be restored .*; going on from step 1"):
-        run.check_before_resuming()
+        run.check_before_resuming(steps_per_epoch=10)
     assert run.last_checkpoint("penalty") == run.checkpoint_directory("penalty") / "1"
     damage(run.checkpoint_directory("penalty") / "1")
     with pytest.raises(ValueError, match=r"none of the checkpoints in .*penalty can be restored \(step 1: "):
-        run.check_before_resuming()
+        run.check_before_resuming(steps_per_epoch=10)
     assert run.last_checkpoint("penalty") is not None  # nothing is deleted that cannot be replaced
 
 
 def test_missing_checkpoints_and_records_are_told(run):
     run.save_checkpoint("penalty", 3, {"a": jnp.arange(2.0)})
     with pytest.raises(ValueError, match=r"lacks records of the run 'penalty' up to its checkpoint at step 3: step 2 "):
-        run.check_before_resuming()
+        run.check_before_resuming(steps_per_epoch=10)
     run.metrics.write_text('{"run": "penalty"}\n garbage \n{}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, is not JSON"):
-        run.check_before_resuming()
+        run.check_before_resuming(steps_per_epoch=10)
     run.metrics.unlink()
     with pytest.raises(ValueError, match=r"step 1 and 2 more.* start anew with --overwrite"):
-        run.check_before_resuming()
+        run.check_before_resuming(steps_per_epoch=10)
     run.append(lines(3))
     shutil.rmtree(run.path / "checkpoints")
     with pytest.warns(UserWarning, match="no checkpoint of the run 'penalty' is left; it starts from the beginning"):
-        run.check_before_resuming()
+        run.check_before_resuming(steps_per_epoch=10)
 
 
 def test_records_after_the_checkpoint_are_dropped_and_those_before_stay(run):
