@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.core as jax_core
@@ -19,6 +19,8 @@ class Status(enum.IntEnum):
     AT_ROUND_OFF = 1
     NOT_CONVERGED = 2
     NOT_FINITE = 3
+    ADJOINT_MISMATCH = 4
+    BREAKDOWN = 5
 
     @property
     def text(self) -> str:
@@ -39,6 +41,15 @@ _TEXTS = {
     Status.NOT_FINITE: (
         "NaN or Inf came up, in the operator's output, in v0 or by overflow, or all entries of the matrix are so small "
         "that products underflow: no value can be given"
+    ),
+    Status.ADJOINT_MISMATCH: (
+        "operator and adjoint don't match: <u, A v> differs from <A^H u, v> by more than round-off; the function is "
+        "not linear, its derivative rules contradict each other, it computes in a lower precision than its dtype, or "
+        "it is not Hermitian where it has to be"
+    ),
+    Status.BREAKDOWN: (
+        "did not converge, and most directions had to be drawn afresh since they held nothing but round-off: the "
+        "products (or those of the preconditioner) are zero or lose their digits; scale the operator, or use Dense()"
     ),
 }
 
@@ -65,6 +76,27 @@ class SVDResult(NamedTuple):
     u: PyTree
     s: jax.Array
     v: PyTree
+    residuals: jax.Array
+    converged: jax.Array
+    num_matvecs: jax.Array
+    status: jax.Array
+
+
+class EighResult(NamedTuple):
+    """Some eigenpairs of a Hermitian operator, H x_i = lambda_i x_i, each with its residual.
+
+    Attributes:
+        eigenvalues: Real, shape (k,), descending; by modulus for which="largest_magnitude".
+        eigenvectors: The structure of the operator's input with a leading axis k.
+        residuals: |H x_i - lambda_i x_i|, shape (k,). Some eigenvalue lies within residuals[i] of eigenvalues[i]; that
+            none was missed is not implied.
+        converged: residuals[i] <= max(tol * |lambda_i|, c * eps * |H|), shape (k,), boolean.
+        num_matvecs: How many single vectors H was applied to, int32.
+        status: A number of `Status`, int32.
+    """
+
+    eigenvalues: jax.Array
+    eigenvectors: PyTree
     residuals: jax.Array
     converged: jax.Array
     num_matvecs: jax.Array
@@ -121,7 +153,10 @@ class Quantity:
     kind: str
 
 
-def raise_unless_successful(result: SVDResult) -> SVDResult:
+Result = TypeVar("Result", SVDResult, EighResult)
+
+
+def raise_unless_successful(result: Result) -> Result:
     """Return the result as it is, or raise on the host if it did not converge.
 
     Args:
@@ -148,5 +183,6 @@ def raise_unless_successful(result: SVDResult) -> SVDResult:
         raise ValueError("throw=True needs concrete results and cannot be used under jit, vmap or grad")
     worst = Status(int(np.max(result.status)))
     if worst > Status.AT_ROUND_OFF:
-        raise SpectraxError(f"{worst.text} (residuals {np.asarray(result.residuals)}, s {np.asarray(result.s)})")
+        values = result.s if isinstance(result, SVDResult) else result.eigenvalues
+        raise SpectraxError(f"{worst.text} (residuals {np.asarray(result.residuals)}, values {np.asarray(values)})")
     return result

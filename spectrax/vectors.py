@@ -167,6 +167,56 @@ def set_row(stack: PyTree, index: jax.Array | int, w: PyTree) -> PyTree:
     return jax.tree.map(lambda rows, x: jax.lax.dynamic_update_index_in_dim(rows, x, index, 0), stack, w)
 
 
+def rows(stack: PyTree, index: jax.Array | int, count: int) -> PyTree:
+    """Return `count` vectors of a stack, from `index` on, as a stack."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, index, count, 0), stack)
+
+
+def set_rows(stack: PyTree, index: jax.Array | int, block: PyTree) -> PyTree:
+    """Return the stack with the vectors from `index` on replaced by those of a block."""
+    return jax.tree.map(lambda leaf, x: jax.lax.dynamic_update_slice_in_dim(leaf, x, index, 0), stack, block)
+
+
+def pad(stack: PyTree, count: int) -> PyTree:
+    """Return the stack with zero vectors behind its own, `count` in all."""
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, count - leaf.shape[0])] + [(0, 0)] * (leaf.ndim - 1)), stack)
+
+
+def count(stack: PyTree) -> int:
+    """Return how many vectors a stack holds."""
+    return jax.tree.leaves(stack)[0].shape[0]
+
+
+def select(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    """Return, for each vector of two stacks, the one of `a` where the condition of shape (count,) holds."""
+
+    def choose(x, y):
+        return jnp.where(condition.reshape((-1,) + (1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(choose, a, b)
+
+
+def peak(a: PyTree) -> jax.Array:
+    """Return the largest modulus of an entry."""
+    return jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(a)]).max()
+
+
+def lengths(stack: PyTree) -> jax.Array:
+    """Return the 2-norms of the vectors of a stack, shape (count,), by one product for each leaf.
+
+    Squares are taken as they are: the entries must be of the size of one. `norm` looks for the largest entry and
+    scales by it, which costs several times as much.
+    """
+
+    def squares(leaf):
+        if leaf.shape[0] == 1:
+            axes = tuple(range(1, leaf.ndim))  # as a product of matrices: XLA sums a scalar one up by slow loops
+            return jnp.tensordot(leaf.conj(), leaf, (axes, axes), precision=HIGHEST).real[0]
+        return jnp.sum(jnp.square(jnp.abs(leaf)), axis=tuple(range(1, leaf.ndim)))
+
+    return jnp.sqrt(_total([squares(leaf) for leaf in jax.tree.leaves(stack)]))
+
+
 def as_matrix(stack: PyTree) -> jax.Array:
     """Return the vectors of a stack as the rows of one matrix, shape (count, dimension).
 

@@ -51,6 +51,9 @@ TABLE = {
     "log_condition_number": sx.log_condition_number,
     "log_condition_number, full": lambda A: sx.log_condition_number(A, full=True).value,
     "extreme_singular_values": lambda A: sx.extreme_singular_values(A)[:2],
+    "spectral_function": lambda A: sx.spectral_function(A, lambda s: jnp.log(s) + A[0, 0].real.astype(s.dtype) * s),
+    "norms of the whole spectrum": lambda A: (sx.nuclear_norm(A), sx.schatten_norm(A, 3), sx.frobenius_norm(A)),
+    "ranks": lambda A: (sx.effective_rank(function_operator(A), max_bytes=1024), sx.stable_rank(A)),
     "conv_singular_values, circular": lambda A: jnp.sum(
         sx.conv_singular_values(as_kernel(A), (4,), padding="CIRCULAR") ** 3
     ),
@@ -78,7 +81,9 @@ ITERATIONS = {
     "svds, lanczos": lambda A: sx.svds(A, 2, method=sx.Lanczos(), key=KEY).s,
     "svds, inverse": lambda A: sx.svds(A, 1, which="smallest", method=sx.InverseLanczos(), key=KEY).s,
 }
-EVERY = {**TABLE, **ITERATIONS}
+# What has no derivative.
+BOUNDS = {"spectral_norm_bound": lambda A: sx.spectral_norm_bound(A, key=KEY, num_steps=4).value}
+EVERY = {**TABLE, **ITERATIONS, **BOUNDS}
 
 
 def function_of(matrix):
@@ -102,7 +107,9 @@ def scalar(f):
     return lambda A: sum(jnp.sum(jnp.sin(leaf) + leaf**2) for leaf in jax.tree.leaves(f(A)))
 
 
-@pytest.mark.parametrize("name", [*TABLE, "svds, lanczos", pytest.param("svds, inverse", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [*TABLE, *BOUNDS, "svds, lanczos", pytest.param("svds, inverse", marks=pytest.mark.slow)]
+)
 def test_jit_vmap_and_scan(name, x64):
     f, several = EVERY[name], matrices(4)
     each = [f(A) for A in several]
@@ -156,7 +163,7 @@ def test_shapes_are_known_and_dtypes_kept(name):
         known = jax.eval_shape(f, jax.ShapeDtypeStruct(SHAPE, dtype))
         got = f(matrices(1, dtype)[0])
         assert jax.tree.map(lambda a: (a.shape, a.dtype), known) == jax.tree.map(lambda a: (a.shape, a.dtype), got)
-        of_values = any(word in name for word in ("svds", "singular", "norm", "number"))
+        of_values = any(word in name for word in ("svds", "singular", "norm", "number", "rank", "spectral"))
         for leaf in jax.tree.leaves(got):
             assert leaf.dtype == ("float32" if of_values else dtype)
     for dtype in ("bfloat16", "float16"):

@@ -1,97 +1,51 @@
-"""Golub-Kahan-Lanczos bidiagonalisation with full orthogonalisation, on pytrees, one step at a time."""
+"""Golub-Kahan-Lanczos bidiagonalisation with full orthogonalisation, on pytrees, one block at a time."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
 
 from spectrax import vectors
-from spectrax.krylov.orthogonalization import orthonormalize, random_phases
-
-PyTree = Any
-MatVec = Callable[[PyTree], PyTree]
+from spectrax.krylov.factorization import Factorization, Product
+from spectrax.krylov.orthogonalization import orthonormalize
 
 
-class Bidiagonalization(NamedTuple):
-    """The factorisation A V = U B, A^H U = V B^H + coupling * next_v * e_p^H, where it stands.
-
-    Attributes:
-        step: Number of finished steps, int32.
-        right: Stack of p + 1 rows: the basis V, the next vector, then zeros.
-        left: Stack of p rows: the basis U, then zeros.
-        projected: The matrix B = U^H A V, shape (p, p), upper triangular.
-        coupling: The norm of what A^H u left outside of V at the last step.
-        scale: The largest entry of B so far, to tell a breakdown by.
-        right_phases: Random phases of right vectors, for fresh directions after a breakdown.
-        left_phases: The same for left vectors.
-        draws: How many fresh directions were asked for, int32.
-        finite: False from the first product on that holds NaN or Inf.
-    """
-
-    step: jax.Array
-    right: PyTree
-    left: PyTree
-    projected: jax.Array
-    coupling: jax.Array
-    scale: jax.Array
-    right_phases: PyTree
-    left_phases: PyTree
-    draws: jax.Array
-    finite: jax.Array
-
-
-def init(key: jax.Array, start: PyTree, left_struct: PyTree, subspace_size: int) -> Bidiagonalization:
-    """Return the state before the first step.
-
-    Args:
-        key: A PRNG key.
-        start: The first right vector, of any length but zero.
-        left_struct: The structure of the left vectors.
-        subspace_size: p, how many steps the bases have room for.
-
-    Returns:
-        A factorisation of no steps.
-    """
-    right_struct = vectors.structure(start)
-    dtype = vectors.result_dtype(right_struct)
-    start = vectors.divide(start, vectors.norm(start))
-    right_key, left_key = jax.random.split(key)
-    real = vectors.real_dtype(dtype)
-    return Bidiagonalization(
-        step=jnp.zeros((), jnp.int32),
-        right=vectors.set_row(vectors.zeros(right_struct, subspace_size + 1), 0, start),
-        left=vectors.zeros(left_struct, subspace_size),
-        projected=jnp.zeros((subspace_size, subspace_size), dtype),
-        coupling=jnp.zeros((), real),
-        scale=jnp.zeros((), real),
-        right_phases=random_phases(right_key, right_struct),
-        left_phases=random_phases(left_key, left_struct),
-        draws=jnp.zeros((), jnp.int32),
-        finite=jnp.ones((), bool),
-    )
-
-
-def step(matvec: MatVec, rmatvec: MatVec, state: Bidiagonalization) -> Bidiagonalization:
-    """Extend both bases by one vector each, at the cost of one product with A and one with A^H.
+def step(matmat: Product, rmatmat: Product, state: Factorization) -> Factorization:
+    """Extend both bases by one block, at the cost of one product with A and one with A^H for each of its vectors.
 
     The coefficients of B are those that the orthogonalisation measured, so that the same step serves after a restart,
-    after a breakdown, and with a random vector put in by hand.
+    after a breakdown, and with a random block put in by hand. What is known beforehand is taken away first: the
+    coupling to the block before, by which single passes of Gram-Schmidt suffice, as a rule. On the way back everything
+    is known, and what is measured besides says by how much rmatmat is not the adjoint of matmat.
+
+    Args:
+        matmat: A stack of right vectors -> A v for each of them.
+        rmatmat: A stack of left vectors -> A^H u for each of them.
+        state: A factorisation with room for one block more.
+
+    Returns:
+        The factorisation with one block more.
     """
-    index = state.step
-    left = orthonormalize(
-        state.left, matvec(vectors.row(state.right, index)), state.left_phases, state.draws, state.scale
-    )
-    column = left.coefficients.at[index].set(left.length.astype(left.coefficients.dtype))
-    scale = jnp.maximum(state.scale, jnp.max(jnp.abs(column)))
-    right = orthonormalize(state.right, rmatvec(left.direction), state.right_phases, state.draws, scale)
+    index, width = state.size, state.coupling.shape[0]
+    block = vectors.rows(state.right, index, width)
+    before = jnp.maximum(index - width, 0)
+    known = state.coupling.conj().T
+    image = vectors.subtract(matmat(block), vectors.combine(known.T, vectors.rows(state.left, before, width)))
+    left = orthonormalize(state.left, image, state.left_phases, state.draws, state.scale)
+    columns = vectors.set_rows(left.coefficients, index, left.factor)
+    columns = columns + vectors.set_rows(jnp.zeros_like(columns), before, known)
+    scale = jnp.maximum(state.scale, jnp.max(jnp.abs(columns)))
+
+    image = vectors.subtract(rmatmat(left.rows), vectors.combine(left.factor.conj(), block))
+    right = orthonormalize(state.right, image, state.right_phases, state.draws, scale)
+    scale = jnp.maximum(scale, jnp.max(jnp.abs(right.factor)))
+    deviation = jnp.max(jnp.abs(right.coefficients)) / jnp.where(scale > 0, scale, 1)
     return state._replace(
-        step=index + 1,
-        right=vectors.set_row(state.right, index + 1, right.direction),
-        left=vectors.set_row(state.left, index, left.direction),
-        projected=state.projected.at[:, index].set(column),
-        coupling=right.length,
-        scale=jnp.maximum(scale, right.length),
-        draws=state.draws + 1,
-        finite=state.finite & jnp.isfinite(left.length) & jnp.isfinite(right.length),
+        size=index + width,
+        right=vectors.set_rows(state.right, index + width, right.rows),
+        left=vectors.set_rows(state.left, index, left.rows),
+        projected=vectors.set_rows(state.projected.T, index, columns.T).T,
+        coupling=right.factor,
+        scale=scale,
+        mismatch=jnp.maximum(state.mismatch, deviation),
+        draws=state.draws + width,
+        breakdowns=state.breakdowns + jnp.sum(left.replaced | right.replaced, dtype=jnp.int32),
+        finite=state.finite & jnp.all(jnp.isfinite(left.factor)) & jnp.all(jnp.isfinite(right.factor)),
     )

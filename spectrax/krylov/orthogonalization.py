@@ -1,6 +1,5 @@
-"""Gram-Schmidt against a stack of rows, and fresh directions where a recurrence breaks down."""
+"""Gram-Schmidt of a block of vectors against a stack of rows, and fresh directions where a recurrence breaks down."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,89 +8,142 @@ import jax.numpy as jnp
 from spectrax import vectors
 
 PyTree = Any
+_RELIABLE = 0.25  # a pass that takes away less than 3/4 of a squared norm leaves nothing for a second one
+_FRESH_PASSES = 3
 
 
 class Orthonormalized(NamedTuple):
-    """A vector after Gram-Schmidt: w = sum_i coefficients_i b_i + length * direction.
+    """A block after Gram-Schmidt: w_j = sum_i coefficients_ij b_i + sum_i factor_ij rows_i, b_i those of the basis.
 
     Attributes:
-        coefficients: Components along the rows of the basis, shape (count,).
-        length: The norm of what was left, or zero where that was only round-off.
-        direction: A unit vector orthogonal to the basis: what was left, or a fresh random direction where nothing was;
-            zero where the basis fills the space.
+        coefficients: Components along the rows of the basis, shape (count, block).
+        factor: Upper triangular, shape (block, block), with zeros on the diagonal where only round-off was left.
+        rows: A stack of `block` unit vectors, orthogonal to the basis and to each other: what was left, or a fresh
+            random direction where nothing was; zero where the basis fills the space.
+        replaced: Which rows are fresh directions, shape (block,), boolean.
     """
 
     coefficients: jax.Array
-    length: jax.Array
-    direction: PyTree
+    factor: jax.Array
+    rows: PyTree
+    replaced: jax.Array
 
 
 class _Pass(NamedTuple):
     remaining: jax.Array
-    w: PyTree
+    rows: PyTree
     coefficients: jax.Array
-    length: jax.Array
+    factor: jax.Array
+    lengths: jax.Array
+    shrinkage: jax.Array
     replaced: jax.Array
 
 
 def orthonormalize(
-    basis: PyTree, w: PyTree, phases: PyTree, number: jax.Array, scale: jax.Array, *, passes: int = 2
+    basis: PyTree, block: PyTree, phases: PyTree, number: jax.Array, scale: jax.Array, *, passes: int = 2
 ) -> Orthonormalized:
-    """Remove from `w` its components along the rows of an orthonormal basis and normalise what is left.
+    """Remove from each vector of a block its components along an orthonormal basis, and orthonormalise what is left.
 
-    Rows that are not in use yet must be zero: products over the full width are faster than slices whose size changes.
-    Classical Gram-Schmidt, of which two passes leave a vector orthogonal to working precision (Giraud, Langou &
-    Rozloznik 2005, doi:10.1016/j.camwa.2005.08.009). Where only round-off is left, the recurrence has broken down, and
-    a fresh direction takes the place of `w`, with three passes, since nearly all of a random vector can lie in the span
-    of a basis that almost fills the space.
+    Rows of the basis that are not in use yet must be zero: products over the full width are faster than slices whose
+    size changes. Classical Gram-Schmidt; two passes leave vectors orthogonal to working precision (Giraud, Langou &
+    Rozloznik 2005, doi:10.1016/j.camwa.2005.08.009), and the second is taken only where the first took away most of a
+    vector (Daniel, Gragg, Kaufman & Stewart 1976, doi:10.2307/2005398). Inside of the block it is two passes always.
+    Where only round-off is left, the recurrence has broken down, and a fresh direction takes the place of the vector,
+    with three passes, since nearly all of a random vector can lie in the span of a basis that almost fills the space.
 
     Args:
         basis: A stack of `count` orthonormal or zero vectors.
-        w: A vector.
+        block: A stack of vectors.
         phases: The `random_phases` that fresh directions come from.
-        number: Which of the fresh directions to take; another number gives another one.
-        scale: The size of the operator, to tell round-off by. Infinity asks for a fresh direction.
-        passes: How often the projection is taken.
+        number: Which of the fresh directions to take first; another number gives other ones.
+        scale: The size of the operator, to tell round-off by; zero if it is not known yet.
+        passes: How often the projection is taken at most.
 
     Returns:
-        The coefficients, the length and the direction.
+        The coefficients, the factor, the rows, and which of them are fresh.
     """
-    length = vectors.norm(w)
-    eps = vectors.eps(w)
+    width = vectors.count(block)
+    eps = vectors.eps(block)
+    dtype = vectors.result_dtype(vectors.structure(block))
+    reference = jax.lax.cond(scale > 0, lambda: scale, lambda: vectors.peak(block))
+    reference = jnp.where((reference > 0) & jnp.isfinite(reference), reference, jnp.ones_like(reference))
+    scale = scale / reference
 
     def project(state: _Pass) -> _Pass:
-        removed = vectors.rows_vdot(basis, state.w)
-        w = vectors.subtract(state.w, vectors.combine(removed, basis))
-        length = vectors.norm(w)
-        coefficients = state.coefficients + jnp.where(state.replaced, jnp.zeros_like(removed), removed)
-        last = state.remaining == 1
-        size = jnp.maximum(jnp.max(jnp.abs(coefficients)), jnp.maximum(scale, length))
-        replace = last & ~state.replaced & (length <= 8 * eps * size)
-        fresh = _fresh(phases, number, w)
+        if width == 1:
+            removed = vectors.rows_vdot(basis, vectors.row(state.rows, 0))[:, None]
+        else:
+            removed = vectors.gram(basis, state.rows)
+        rows = vectors.subtract(state.rows, vectors.combine(removed.T, basis))
+        # a single vector is normalised at the end only, which saves a pass over it
+        rows, factor = (rows, vectors.lengths(rows).astype(dtype)[None]) if width == 1 else _triangular(rows, removed)
+        coefficients = state.coefficients + jnp.matmul(removed, state.factor, precision=vectors.HIGHEST)
+        before = jnp.sum(jnp.square(jnp.abs(removed)), 0) + jnp.sum(jnp.square(jnp.abs(factor)), 0)
+        shrinkage = jnp.square(jnp.abs(jnp.diagonal(factor))) / jnp.where(before > 0, before, 1)
+        total = state.factor if width == 1 else jnp.matmul(factor, state.factor, precision=vectors.HIGHEST)
+        left = jnp.abs(jnp.diagonal(factor if width == 1 else total))
+        reliable = jnp.all(shrinkage >= _RELIABLE) & ~jnp.any(state.replaced)
+        remaining = jnp.where(reliable, 0, state.remaining - 1)
+        size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(coefficients)), jnp.max(left)), scale)
+        replace = (remaining == 0) & ~state.replaced & (left <= 8 * eps * size)
+        rows = jax.lax.cond(
+            jnp.any(replace), lambda: vectors.select(replace, _fresh(phases, number, rows), rows), lambda: rows
+        )
         return _Pass(
-            remaining=jnp.where(replace, 3, state.remaining - 1),
-            w=jax.tree.map(lambda a, b: jnp.where(replace, a, b), fresh, w),
+            remaining=jnp.where(jnp.any(replace), _FRESH_PASSES, remaining),
+            rows=rows,
             coefficients=coefficients,
-            length=length,
+            factor=jnp.where(replace[:, None], jnp.zeros_like(total), total),
+            lengths=left,
+            shrinkage=shrinkage,
             replaced=state.replaced | replace,
         )
 
     start = _Pass(
         remaining=jnp.asarray(passes, jnp.int32),
-        w=w,
-        coefficients=jnp.zeros_like(vectors.rows_vdot(basis, w)),
-        length=length,
-        replaced=jnp.zeros((), bool),
+        rows=jax.tree.map(lambda leaf: leaf / reference.astype(leaf.dtype), block),
+        coefficients=jnp.zeros((vectors.count(basis), width), dtype),
+        factor=jnp.eye(width, dtype=dtype),
+        lengths=jnp.zeros((width,), reference.dtype),
+        shrinkage=jnp.zeros((width,), reference.dtype),
+        replaced=jnp.zeros((width,), bool),
     )
-    # a loop, although it runs twice: one copy of its body halves the compile time of a step
+    # a loop, although it runs once or twice: one copy of its body halves the compile time of a step
     end = jax.lax.while_loop(lambda state: state.remaining > 0, project, start)
-    nothing_left = end.replaced & (end.length <= 100 * eps * math.sqrt(vectors.size(vectors.structure(w))))
-    divisor = jnp.where(nothing_left, jnp.zeros_like(end.length), end.length)
-    return Orthonormalized(
-        coefficients=end.coefficients,
-        length=jnp.where(end.replaced, jnp.zeros_like(end.length), end.length),
-        direction=vectors.divide(end.w, divisor),
-    )
+    nothing_left = end.replaced & (end.shrinkage < _RELIABLE)
+    inverse = jnp.where(nothing_left | (end.lengths == 0), 0, 1 / jnp.where(end.lengths == 0, 1, end.lengths))
+    factor = end.factor * end.lengths.astype(dtype) if width == 1 else end.factor
+    keep = inverse if width == 1 else jnp.where(nothing_left, 0, 1)
+    rows = jax.tree.map(lambda leaf: leaf * keep.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype), end.rows)
+    unit = reference.astype(dtype)
+    return Orthonormalized(end.coefficients * unit, factor * unit, rows, end.replaced)
+
+
+def _triangular(block: PyTree, removed: jax.Array) -> tuple[PyTree, jax.Array]:
+    """Return the rows and the upper triangular factor of w_j = sum_i factor_ij rows_i.
+
+    A row of which nothing but round-off is left, beside what was removed from it before, is zero: the rows after it
+    must not be freed of a direction that is going to be replaced.
+    """
+    width, eps = vectors.count(block), vectors.eps(block)
+    dtype = vectors.result_dtype(vectors.structure(block))
+    sizes = jnp.maximum(vectors.lengths(block), jnp.max(jnp.abs(removed), 0))
+
+    def reduce(index: jax.Array, done: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
+        rows, factor = done
+        w = vectors.rows(block, index, 1)
+        column = jnp.zeros((width,), dtype)
+        for _ in range(2):
+            part = vectors.gram(rows, w)
+            w = vectors.subtract(w, vectors.combine(part.T, rows))
+            column = column + part[:, 0]
+        length = vectors.lengths(w)[0]
+        length = jnp.where(length <= 8 * eps * sizes[index], jnp.zeros_like(length), length)
+        factor = factor.at[:, index].set(column.at[index].set(length.astype(dtype)))
+        return vectors.set_rows(rows, index, vectors.divide(w, length)), factor
+
+    nothing = jax.tree.map(jnp.zeros_like, block)
+    return jax.lax.fori_loop(0, width, reduce, (nothing, jnp.zeros((width, width), dtype)))
 
 
 def random_phases(key: jax.Array, struct: PyTree) -> PyTree:
@@ -107,14 +159,15 @@ def random_phases(key: jax.Array, struct: PyTree) -> PyTree:
 
 
 def _fresh(phases: PyTree, number: jax.Array, like: PyTree) -> PyTree:
-    """Return cos(number * theta), or exp(i number * theta), for random phases theta.
+    """Return rows cos(j theta), or exp(i j theta), for random phases theta and j = number + 1, number + 2, ...
 
     For different numbers these are uncorrelated random vectors; drawing Gaussian ones in the loop would double its
     compile time.
     """
 
     def draw(angles: jax.Array, leaf: jax.Array) -> jax.Array:
-        angles = angles * (number + 1).astype(angles.dtype)
+        numbers = number + 1 + jnp.arange(leaf.shape[0], dtype=number.dtype)
+        angles = angles * numbers.astype(angles.dtype).reshape((-1,) + (1,) * angles.ndim)
         if vectors.is_complex(leaf.dtype):
             return jax.lax.complex(jnp.cos(angles), jnp.sin(angles))
         return jnp.cos(angles)

@@ -47,3 +47,9 @@ def jordan_wielandt_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
 def _orthonormal(columns: jax.Array) -> jax.Array:
     orthonormal, _ = jnp.linalg.qr(columns)
     return orthonormal
+
+
+def projected_eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the eigenvalues, ascending, and the eigenvectors, as columns, of a small Hermitian matrix."""
+    values, columns = jnp.linalg.eigh(matrix)
+    return values, columns

@@ -1,193 +1,202 @@
-"""Thick restarts: extreme singular triplets in a subspace of fixed size, and a challenge of what was found.
+"""Ritz values of a Krylov factorisation, and the thick restart that shrinks its bases to some of their vectors."""
 
-Baglama & Reichel 2005, doi:10.1137/04060593X; Hernandez, Roman & Tomas 2008, ETNA 31. Departures: the projected matrix
-is the one that the orthogonalisation measured, and once the wanted triplets have converged a fresh random vector,
-orthogonal to them, takes the place of the residual. A Krylov space holds one copy of each repeated singular value; the
-fresh vector holds another, so a copy that was missed comes up.
-"""
-
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from spectrax import vectors
-from spectrax.krylov import bidiagonalization
-from spectrax.krylov.bidiagonalization import Bidiagonalization
+from spectrax.krylov.factorization import Factorization
 from spectrax.krylov.orthogonalization import orthonormalize
-from spectrax.krylov.projected import projected_svd
+from spectrax.krylov.projected import projected_eigh, projected_svd
+from spectrax.vectors import HIGHEST
 
 PyTree = Any
-MatVec = Callable[[PyTree], PyTree]
-_PROBE_CYCLES = 4
-# how well, relative to its distance from the wanted values, the next one must be known before a probe may end: with the
-# whole distance, 1 % of small subspaces miss a copy; a tenth costs 3 % more products
-_RIVAL_SHARE = 0.1
 
 
-class Triplets(NamedTuple):
-    """Approximate singular triplets, in descending order, and how they were come by.
+class Task(NamedTuple):
+    """Everything static about a search.
 
     Attributes:
-        left: Stack of k left vectors.
-        values: Shape (k,).
-        right: Stack of k right vectors.
-        largest: The largest singular value that was seen, a lower bound of the norm.
-        num_steps: How many pairs of products (with A and with A^H) were taken.
-        finite: Whether all products were finite.
+        k: How many values.
+        which: "largest" or "smallest", and for Hermitian operators (algebraic order) also "largest_magnitude".
+        hermitian: Whether eigenpairs are wanted.
+        subspace_size: How far the bases grow before a restart.
+        max_steps: When to give up, in vectors that the operator is applied to.
+        tol: A value has converged when its residual is at most tol times its modulus,
+        round_off: or at most round_off times the largest modulus.
+        probe: Whether the answer is challenged.
     """
 
-    left: PyTree
+    k: int
+    which: str
+    hermitian: bool
+    subspace_size: int
+    max_steps: int
+    tol: float
+    round_off: float
+    probe: bool
+
+
+class Ritz(NamedTuple):
+    """Ritz values, the most extreme first; those of columns that are not in use stand at the end.
+
+    Attributes:
+        left: Coefficients of the left Ritz vectors in the left basis, as rows; `right` for a Hermitian operator.
+        values: Shape (p,).
+        right: Coefficients of the right Ritz vectors in the right basis, as rows.
+        residuals: What the operator leaves outside of the bases, shape (p,).
+    """
+
+    left: jax.Array
     values: jax.Array
-    right: PyTree
-    largest: jax.Array
-    num_steps: jax.Array
-    finite: jax.Array
+    right: jax.Array
+    residuals: jax.Array
 
 
-class _Loop(NamedTuple):
-    bases: Bidiagonalization
-    num_steps: jax.Array
-    reference: jax.Array  # the values when they last converged, to see whether a probe changed them
-    probing: jax.Array  # cycles since the fresh vector was put in; zero when there is none
-    done: jax.Array
-
-
-def singular_triplets(
-    matvec: MatVec,
-    rmatvec: MatVec,
-    start: PyTree,
-    left_struct: PyTree,
-    key: jax.Array,
-    *,
-    k: int,
-    smallest: bool,
-    subspace_size: int,
-    max_steps: int,
-    tol: float,
-    round_off: float,
-    probe: bool,
-) -> Triplets:
-    """Return the k largest or smallest singular triplets of an operator by restarted bidiagonalisation.
+def ritz_of(task: Task, bases: Factorization, fixed: jax.Array) -> Ritz:
+    """Return the Ritz values of the columns in use.
 
     Args:
-        matvec: v -> A v.
-        rmatvec: u -> A^H u.
-        start: The first right vector; the right side must be the shorter one, or the lowest Ritz values go to zero.
-        left_struct: The structure of the left vectors.
-        key: A PRNG key.
-        k: How many triplets.
-        smallest: Which end.
-        subspace_size: How far the bases grow before a restart: larger than k, at most the shorter side.
-        max_steps: When to give up; one cycle is finished in any case.
-        tol: A triplet has converged when its residual is at most tol times its value,
-        round_off: or at most round_off times the largest value.
-        probe: Whether to challenge the answer with a fresh random vector.
+        task: What is searched for.
+        bases: The factorisation.
+        fixed: How many columns are left out, at the beginning: those that a challenge is deflated by.
 
     Returns:
-        The triplets as they stand when all have converged or the steps are used up.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from spectrax import krylov
-        >>> d = jnp.array([1.0, 2.0, 3.0])
-        >>> found = krylov.singular_triplets(
-        ...     lambda v: d * v, lambda u: d * u, jnp.ones(3), jax.ShapeDtypeStruct((3,), d.dtype), jax.random.key(0),
-        ...     k=1, smallest=False, subspace_size=3, max_steps=10, tol=1e-6, round_off=1e-6, probe=True,
-        ... )
-        >>> round(float(found.values[0]), 4)
-        3.0
+        The Ritz values and vectors of the rest.
     """
-    right_struct = vectors.structure(start)
-    full = subspace_size >= vectors.size(right_struct)
-    kept = min(max(k + 2, k + (subspace_size - k) // 2), subspace_size - 1)
-    order = np.arange(subspace_size)[::-1] if smallest else np.arange(subspace_size)
-    chosen, rival = order[:k], order[min(k, subspace_size - 1)]
-
-    def cycle(loop: _Loop) -> _Loop:
-        bases = jax.lax.while_loop(
-            lambda state: (state.step < subspace_size) & state.finite,
-            lambda state: bidiagonalization.step(matvec, rmatvec, state),
-            loop.bases,
+    room = task.subspace_size
+    width = bases.coupling.shape[0]
+    place = jnp.arange(room, dtype=jnp.int32)
+    used = (place >= fixed) & (place < jnp.minimum(bases.size, dimension_of(bases)))
+    matrix = jnp.where(used[:, None] & used & bases.finite, _projected(task, bases), 0)
+    # columns that are not in use get values beyond the other end
+    beyond = 2 * (jnp.sqrt(jnp.sum(jnp.square(jnp.abs(matrix / nonzero(bases.scale).astype(matrix.dtype))))) + 1)
+    beyond = beyond * nonzero(bases.scale)
+    fill = {"largest": -beyond if task.hermitian else 0 * beyond, "smallest": beyond, "largest_magnitude": 0 * beyond}
+    matrix = matrix + jnp.diag(jnp.where(used, 0, fill[task.which]).astype(matrix.dtype))
+    if task.hermitian:
+        values, columns = projected_eigh(matrix)
+        order = (
+            jnp.argsort(-jnp.abs(values)) if task.which == "largest_magnitude" else jnp.arange(room, dtype=jnp.int32)
         )
-        num_steps = loop.num_steps + bases.step - loop.bases.step
-        left, values, right_h = projected_svd(jnp.where(bases.finite, bases.projected, jnp.zeros_like(bases.projected)))
-        residuals = bases.coupling * jnp.abs(left[-1])
-        floor = round_off * values[0]
-        allowed = jnp.maximum(tol * values, floor)
-        converged = jnp.all((residuals <= allowed)[chosen])
-        if full:
-            return loop._replace(bases=bases, num_steps=num_steps, done=jnp.ones((), bool))
-        gap = jnp.abs(values[chosen[-1]] - values[rival])
-        near = residuals[rival] <= jnp.maximum(_RIVAL_SHARE * gap, allowed[rival])
-        settled = near | (loop.probing >= _PROBE_CYCLES)
-        same = jnp.all(jnp.abs(values[chosen] - loop.reference) <= (residuals + allowed)[chosen])
-        passed = (loop.probing > 0) & same & settled
-        done = (converged & (passed | (not probe))) | ~bases.finite
-        begin = converged & ~((loop.probing > 0) & same)
-        probing = jnp.where(begin, 1, jnp.where(converged & (loop.probing > 0), loop.probing + 1, 0))
-        restarted = _restart(bases, left, values, right_h, order[:kept], k, begin)
-        finished = done | (num_steps >= max_steps)
-        bases = jax.tree.map(lambda old, new: jnp.where(finished, old, new), bases, restarted)
-        return _Loop(
-            bases=bases,
-            num_steps=num_steps,
-            reference=jnp.where(begin, values[chosen], loop.reference),
-            probing=probing.astype(jnp.int32),
-            done=finished,
-        )
-
-    bases = bidiagonalization.init(key, start, left_struct, subspace_size)
-    loop = _Loop(
-        bases=bases,
-        num_steps=jnp.zeros((), jnp.int32),
-        reference=jnp.zeros((k,), bases.coupling.dtype),
-        probing=jnp.zeros((), jnp.int32),
-        done=jnp.zeros((), bool),
-    )
-    loop = jax.lax.while_loop(lambda loop: ~loop.done, cycle, loop)
-    bases = loop.bases
-    left, values, right_h = projected_svd(jnp.where(bases.finite, bases.projected, jnp.zeros_like(bases.projected)))
-    basis = jax.tree.map(lambda rows: rows[:subspace_size], bases.right)
-    chosen = np.sort(chosen)
-    return Triplets(
-        left=vectors.combine(left.T[chosen], bases.left),
-        values=values[chosen],
-        right=vectors.combine(right_h.conj()[chosen], basis),
-        largest=values[0],
-        num_steps=loop.num_steps,
-        finite=bases.finite,
-    )
+        if task.which == "largest":
+            order = order[::-1]
+        values, left = values[order], columns.T[order]
+        right = left
+    else:
+        left, values, right_h = projected_svd(matrix)
+        left, right = left.T, right_h.conj()
+        if task.which == "smallest":
+            left, values, right = left[::-1], values[::-1], right[::-1]
+    start = jnp.maximum(bases.size - width, 0)
+    last = jax.lax.dynamic_slice_in_dim(left.T, start, width, 0)
+    rest = jnp.matmul(bases.coupling / nonzero(bases.scale).astype(last.dtype), last, precision=HIGHEST)
+    residuals = nonzero(bases.scale) * jnp.sqrt(jnp.sum(jnp.square(jnp.abs(rest)), 0))
+    return Ritz(left, values, right, residuals)
 
 
-def _restart(bases: Bidiagonalization, left, values, right_h, retained, wanted: int, challenge) -> Bidiagonalization:
-    """Shrink both bases to the retained Ritz vectors, with the residual behind them.
+def _projected(task: Task, bases: Factorization) -> jax.Array:
+    if not task.hermitian:
+        return bases.projected
+    upper = jnp.triu(bases.projected, 1)
+    return upper + upper.conj().T + jnp.diag(jnp.diagonal(bases.projected).real.astype(upper.dtype))
 
-    To challenge the wanted triplets they alone are kept, with a fresh vector behind them: the other Ritz vectors are
-    coupled to the residual that is dropped.
+
+def nonzero(scale: jax.Array) -> jax.Array:
+    """Return a number to divide by: the given one, or one where that is zero or not finite."""
+    return jnp.where((scale > 0) & jnp.isfinite(scale), scale, jnp.ones_like(scale))
+
+
+def dimension_of(bases: Factorization) -> int:
+    """Return the dimension of the right vectors."""
+    return vectors.size(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), bases.right))
+
+
+def deflated(task: Task, width: int) -> int:
+    """How many Ritz vectors the challenge is deflated by: the wanted ones, and more to widen the gap behind them."""
+    return min(task.k + max((task.subspace_size - task.k) // 4, 1), task.subspace_size - width)
+
+
+def _kept(task: Task, width: int) -> int:
+    """How many Ritz vectors survive a restart."""
+    k, room = task.k, task.subspace_size
+    return min(max(k + 2, k + (room - k) // 2), max(room - width, k))
+
+
+def restarted(
+    task: Task, bases: Factorization, fixed: jax.Array, ritz: Ritz, begin: jax.Array, missed: jax.Array
+) -> Factorization:
+    """Shrink the bases to some Ritz vectors, with the block behind them that belongs to what comes next.
+
+    While searching, or at the end, the most extreme ones are kept, with the residual block. To begin a challenge fewer
+    are kept, with a fresh random block. In the course of a challenge its own Ritz vectors are kept behind those that it
+    is deflated by, with the residual block. When it has found something, the wanted ones alone are kept, and what was
+    found is the block behind them.
+
+    Args:
+        task: What is searched for.
+        bases: The factorisation.
+        fixed: How many rows the challenge is deflated by, which stay as they are; zero if there is none.
+        ritz: The Ritz vectors of the rest.
+        begin: Whether a challenge begins here.
+        missed: Whether one has found something.
+
+    Returns:
+        The factorisation, with room for more.
     """
-    subspace_size, kept = values.shape[0], len(retained)
-    count = jnp.where(challenge, wanted, kept)
-    in_use = jnp.arange(kept) < count
+    k, room = task.k, task.subspace_size
+    width = bases.coupling.shape[0]
+    kept, most = _kept(task, width), deflated(task, width)
+    own = max((room - most - width) // 2, 0)
+    rows = min(max(kept, most + own, k), room)
+    probing = (fixed > 0) & ~begin
+    count = jnp.where(probing, jnp.where(missed, k, fixed + own), jnp.where(begin, fixed, kept))
+    count = jnp.minimum(count, bases.size)
+    place = jnp.arange(rows, dtype=jnp.int32)
+    in_use = place < count
 
-    def shrunk(coefficients, stack, length):
-        rotated = vectors.combine(jnp.where(in_use[:, None], coefficients, 0), stack)
-        return jax.tree.map(lambda rows: jnp.pad(rows, [(0, length - kept)] + [(0, 0)] * (rows.ndim - 1)), rotated)
+    def chosen(coefficients: jax.Array) -> jax.Array:
+        identity = jnp.eye(rows, room, dtype=coefficients.dtype)
+        behind = jnp.roll(coefficients, fixed, axis=0)[:rows]
+        during = jnp.where((place < fixed)[:, None], identity, behind)
+        kept_rows = jnp.where(in_use[:, None], jnp.where(probing, during, coefficients[:rows]), 0)
+        # one step of Newton's iteration for the polar factor: the decomposition's rows are orthonormal to some eps only
+        overlap = jnp.matmul(kept_rows, kept_rows.conj().T, precision=HIGHEST)
+        return 1.5 * kept_rows - 0.5 * jnp.matmul(overlap, kept_rows, precision=HIGHEST)
 
-    basis = jax.tree.map(lambda rows: rows[:subspace_size], bases.right)
-    right = shrunk(right_h.conj()[retained], basis, subspace_size + 1)
-    residual = vectors.row(bases.right, subspace_size)
-    fresh = orthonormalize(
-        right, residual, bases.right_phases, bases.draws, jnp.where(challenge, jnp.inf, 0.0).astype(values.dtype)
+    def rotated(coefficients: jax.Array, stack: PyTree, length: int) -> PyTree:
+        return vectors.pad(vectors.combine(coefficients, stack), length)
+
+    residual = vectors.rows(bases.right, bases.size, width)
+    basis = jax.tree.map(lambda leaf: leaf[:room], bases.right)
+    best = vectors.combine(ritz.right[:width], basis)
+    on_right = chosen(ritz.right)
+    on_left = on_right if task.hermitian else chosen(ritz.left)
+    right = rotated(on_right, basis, room + width)
+    left = None if task.hermitian else rotated(on_left, bases.left, room)
+    following = jax.lax.cond(
+        begin | missed,
+        lambda: (
+            orthonormalize(
+                right,
+                vectors.scale(jnp.where(missed, 1, 0), best),  # zero vectors are replaced by fresh ones
+                bases.right_phases,
+                bases.draws,
+                jnp.zeros_like(bases.scale),
+            ).rows
+        ),
+        lambda: residual,
     )
-    following = jax.tree.map(lambda a, b: jnp.where(challenge, a, b), fresh.direction, residual)
-    diagonal = jnp.where(in_use, values[retained], 0).astype(bases.projected.dtype)
+    # not the Ritz values on a diagonal: what the decomposition is wrong by stays in the relation A V = U B this way
+    projected = jnp.matmul(
+        jnp.matmul(on_left.conj(), _projected(task, bases), precision=HIGHEST), on_right.T, precision=HIGHEST
+    )
     return bases._replace(
-        step=count.astype(jnp.int32),
-        right=vectors.set_row(right, count, following),
-        left=shrunk(left.T[retained], bases.left, subspace_size),
-        projected=jnp.zeros_like(bases.projected).at[np.arange(kept), np.arange(kept)].set(diagonal),
-        draws=bases.draws + 1,
+        size=count.astype(jnp.int32),
+        right=vectors.set_rows(right, count, following),
+        left=left,
+        projected=jnp.pad(projected, (0, room - rows)),
+        coupling=jnp.zeros_like(bases.coupling),
+        draws=bases.draws + width,
     )

@@ -1,7 +1,13 @@
 """What users ask for: singular triplets, and the quantities on top of them."""
 
+from spectrax.spectrum import preconditioners
 from spectrax.spectrum.convolution import conv_singular_values, conv_symbol
-from spectrax.spectrum.methods import Dense, InverseLanczos, Lanczos
+from spectrax.spectrum.eigsh import eigsh
+from spectrax.spectrum.frobenius import frobenius_norm
+from spectrax.spectrum.functions import spectral_function
+from spectrax.spectrum.methods import Davidson, Dense, Fallback, InverseLanczos, Lanczos
+from spectrax.spectrum.norm_bounds import spectral_norm_bound
+from spectrax.spectrum.norms import nuclear_norm, schatten_norm
 from spectrax.spectrum.quantities import (
     condition_number,
     extreme_singular_values,
@@ -10,19 +16,31 @@ from spectrax.spectrum.quantities import (
     smallest_singular_value,
     spectral_norm,
 )
+from spectrax.spectrum.ranks import effective_rank, stable_rank
 from spectrax.spectrum.svds import svds
 
 __all__ = [
+    "Davidson",
     "Dense",
+    "Fallback",
     "InverseLanczos",
     "Lanczos",
     "condition_number",
     "conv_singular_values",
     "conv_symbol",
+    "effective_rank",
+    "eigsh",
     "extreme_singular_values",
+    "frobenius_norm",
     "log_condition_number",
+    "nuclear_norm",
+    "preconditioners",
+    "schatten_norm",
     "singular_values",
     "smallest_singular_value",
+    "spectral_function",
     "spectral_norm",
+    "spectral_norm_bound",
+    "stable_rank",
     "svds",
 ]

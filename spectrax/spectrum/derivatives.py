@@ -89,6 +89,88 @@ def triplet_tangents(
     return u_dot, s_dot, v_dot
 
 
+def eigenpair_tangents(
+    operator: LinearOperator,
+    tangent: Any,
+    values: jax.Array,
+    rows: PyTree,
+    *,
+    materialize: bool,
+    tol: float,
+    eps: float,
+) -> tuple[jax.Array, PyTree]:
+    """Return the tangents of eigenvalues and of a stack of eigenvectors along a tangent of a Hermitian operator.
+
+    d lambda = Re(x^H dA x), and (A - lambda) dx = -(dA - d lambda) x in the complement of x, with x^H dx = 0.
+
+    Args:
+        operator: The operator A.
+        tangent: A tangent of its pytree.
+        values: Eigenvalues, shape (k,).
+        rows: Stack of eigenvectors.
+        materialize: Whether the operator may be made dense to solve for the vectors' tangents.
+        tol: Relative residual of an iterative solve; where it is not reached the tangent is NaN.
+        eps: Round-off of the operator's products.
+
+    Returns:
+        (d values, d rows) with the structures of values and rows.
+
+    Cost:
+        Values: one derivative of a product for each pair. Vectors: an eigendecomposition of the dense operator, or
+        MINRES with one product a step for each pair.
+    """
+    _, forward = jax.jvp(lambda op: op.matmat(rows), (operator,), (tangent,))
+    values_dot = jax.vmap(vectors.vdot)(rows, forward).real
+    right_sides = _minus_scaled(forward, values_dot, rows)
+    solve_one = _dense_hermitian_solver(operator, eps) if materialize else _iterative_solver(operator, tol)
+
+    def one(value, x, forward_i):
+        def project(y):
+            return vectors.subtract(y, vectors.scale(vectors.vdot(x, y), x))
+
+        matvec, _ = operator.products()
+
+        def shifted(y):
+            """Apply A - lambda on the complement of x, and the identity on its span."""
+            inside = project(y)
+            image = vectors.subtract(matvec(inside), vectors.scale(value, inside))
+            return vectors.add(project(image), vectors.subtract(y, inside))
+
+        def solve(_, b):
+            return solve_one(project, shifted, x, value, b)
+
+        def transpose_solve(_, b):
+            return vectors.conj(solve(None, vectors.conj(b)))
+
+        b = project(vectors.scale(-1.0, forward_i))
+        return jax.lax.custom_linear_solve(shifted, b, solve, transpose_solve)
+
+    return values_dot, jax.vmap(one)(values, rows, right_sides)
+
+
+def _dense_hermitian_solver(operator: LinearOperator, eps: float):
+    matrix = jax.lax.stop_gradient(operator.to_dense())
+    values, columns = jnp.linalg.eigh((matrix + matrix.conj().T) / 2)
+
+    def solve(project, shifted, x, value, b):
+        """Expand b in the eigenvectors of A."""
+        del shifted, x
+        inside = project(b)
+        along = jnp.matmul(
+            columns.conj().T, vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], inside))[0],
+            precision=vectors.HIGHEST,
+        )  # fmt: skip
+        gap = values - value
+        own = jnp.arange(values.shape[0]) == jnp.argmin(jnp.abs(gap))
+        tied = ~own & (jnp.abs(gap) <= 16 * eps * jnp.max(jnp.abs(values)))
+        along = jnp.where(own, 0, along / jnp.where(own, 1, jnp.where(tied, jnp.nan, gap)).astype(along.dtype))
+        y = jnp.matmul(columns, along, precision=vectors.HIGHEST)
+        y = vectors.row(vectors.from_matrix(y[None], operator.in_struct), 0)
+        return vectors.add(project(y), vectors.subtract(b, inside))
+
+    return solve
+
+
 def _minus_scaled(a: PyTree, s: jax.Array, rows: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: x - y * s.reshape((-1,) + (1,) * (y.ndim - 1)).astype(y.dtype), a, rows)
 

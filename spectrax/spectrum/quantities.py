@@ -67,7 +67,7 @@ def spectral_norm(A: Any, /, *, full: bool = False, **options: Any) -> jax.Array
     result = svds(A, 1, which="largest", **options)
     if not full:
         return _or_nan(result)
-    margin = _SQRT_HALF * result.residuals[0] + _round_off(A) * result.s[0]  # that of the residual itself
+    margin = _SQRT_HALF * result.residuals[0] + round_off(A) * result.s[0]  # that of the residual itself
     exact = _is_dense(A, "largest", options)
     upper = result.s[0] + margin if exact else jnp.full_like(margin, jnp.inf)
     return Quantity(result.s[0], result.s[0] - margin, upper, result.status, kind="exact" if exact else "lower")
@@ -111,7 +111,8 @@ def extreme_singular_values(A: Any, /, **options: Any) -> ExtremeSingularValues:
 
     Args:
         A: An operator, or anything that `aslinearoperator` takes.
-        **options: As in `svds`: `method` (a method for both ends, or "auto"), `tol`, `max_matvecs`, `key`, `throw`.
+        **options: As in `svds`: `method` (a method for both ends, or "auto"), `tol`, `max_matvecs`, `key`, `throw`,
+            and `preconditioner`, which serves the smallest value alone.
 
     Returns:
         `sigma_max`, `sigma_min`, `residual_max`, `residual_min`, `converged_max`, `converged_min`, `num_matvecs` and
@@ -131,7 +132,8 @@ def extreme_singular_values(A: Any, /, **options: Any) -> ExtremeSingularValues:
         >>> float(ends.sigma_max), float(ends.sigma_min)
         (4.0, 3.0)
     """
-    top, bottom = svds(A, 1, which="largest", **options), svds(A, 1, which="smallest", **options)
+    top = svds(A, 1, which="largest", **_at_the_top(options))
+    bottom = svds(A, 1, which="smallest", **options)
     return ExtremeSingularValues(
         sigma_max=top.s[0],
         sigma_min=bottom.s[0],
@@ -173,7 +175,7 @@ def condition_number(A: Any, /, *, full: bool = False, **options: Any) -> jax.Ar
         4.0
     """
     quantity = _condition(A, options)
-    return quantity if full else _value_or_nan(quantity)
+    return quantity if full else value_or_nan(quantity)
 
 
 def log_condition_number(A: Any, /, *, full: bool = False, **options: Any) -> jax.Array | Quantity:
@@ -204,15 +206,16 @@ def log_condition_number(A: Any, /, *, full: bool = False, **options: Any) -> ja
     logarithm = Quantity(
         jnp.log(quantity.value), jnp.log(quantity.lower), jnp.log(quantity.upper), quantity.status, kind=quantity.kind
     )
-    return logarithm if full else _value_or_nan(logarithm)
+    return logarithm if full else value_or_nan(logarithm)
 
 
 def _condition(A: Any, options: dict) -> Quantity:
-    top, bottom = spectral_norm(A, full=True, **options), smallest_singular_value(A, full=True, **options)
+    top = spectral_norm(A, full=True, **_at_the_top(options))
+    bottom = smallest_singular_value(A, full=True, **options)
     assert isinstance(top, Quantity)
     assert isinstance(bottom, Quantity)
     status = jnp.maximum(top.status, bottom.status)
-    floor = _round_off(A) * top.value
+    floor = round_off(A) * top.value
     residual = bottom.upper - bottom.value
     singular = (bottom.value <= jnp.maximum(floor, residual)) & (status <= int(Status.AT_ROUND_OFF))
     safe = jnp.where(singular, 1, bottom.value)  # both branches of a where must have finite derivatives
@@ -226,11 +229,18 @@ def _condition(A: Any, options: dict) -> Quantity:
 
 
 def _is_dense(A: Any, which: str, options: dict) -> bool:
-    return isinstance(resolve_method(A, 1, which=which, method=options.get("method", "auto")), Dense)
+    preconditioned = options.get("preconditioner") is not None
+    method = resolve_method(A, 1, which=which, method=options.get("method", "auto"), preconditioned=preconditioned)
+    return isinstance(method, Dense)
 
 
-def _round_off(A: Any) -> float:
-    """The round-off of a decomposition relative to the largest value: c eps with c = sqrt(max(m, n))."""
+def _at_the_top(options: dict) -> dict:
+    """The options of both ends as those of the largest value, which no preconditioner is for."""
+    return {name: value for name, value in options.items() if name != "preconditioner"}
+
+
+def round_off(A: Any) -> float:
+    """Return the round-off of a decomposition relative to the largest value: c eps with c = sqrt(max(m, n))."""
     operator = in_working_precision(aslinearoperator(A))
     return vectors.eps((operator.in_struct, operator.out_struct)) * max(operator.shape) ** 0.5
 
@@ -239,7 +249,8 @@ def _or_nan(result: SVDResult) -> jax.Array:
     return result.s[0] * _one_or_nan(result.converged[0], result.s)
 
 
-def _value_or_nan(quantity: Quantity) -> jax.Array:
+def value_or_nan(quantity: Quantity) -> jax.Array:
+    """Return the value alone, which is NaN, and its derivative as well, unless it converged."""
     return quantity.value * _one_or_nan(quantity.status <= int(Status.AT_ROUND_OFF), quantity.value)
 
 

@@ -1,5 +1,7 @@
 """Gram-Schmidt keeps its identity, and gives a fresh direction where a recurrence breaks down."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +26,23 @@ def basis_of(rng, count, size, dtype):
     return jnp.asarray(np.concatenate([q.T, np.zeros((2, size), dtype)]))
 
 
-def run(basis, w, *, scale=0.0, number=0, passes=2):
-    phases = random_phases(jax.random.key(3), jax.ShapeDtypeStruct(w.shape, w.dtype))
-    real = jnp.finfo(w.dtype).dtype
-    return orthonormalize(basis, w, phases, jnp.int32(number), jnp.asarray(scale, real), passes=passes)
+class One(NamedTuple):
+    coefficients: jax.Array
+    length: jax.Array
+    direction: jax.Array
+
+
+def run_block(basis, block, *, scale=0.0, number=0, passes=2):
+    phases = random_phases(jax.random.key(3), jax.ShapeDtypeStruct(block.shape[1:], block.dtype))
+    real = jnp.finfo(block.dtype).dtype
+    return orthonormalize(basis, block, phases, jnp.int32(number), jnp.asarray(scale, real), passes=passes)
+
+
+def run(basis, w, **options):
+    """A block of one vector."""
+    found = run_block(basis, w[None], **options)
+    assert bool(found.replaced[0]) == (float(jnp.abs(found.factor[0, 0])) == 0)
+    return One(found.coefficients[:, 0], found.factor[0, 0].real, found.rows[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -42,7 +57,7 @@ def test_the_identity_holds(dtype, x64):
     assert_allclose(jnp.abs(basis.conj() @ found.direction), np.zeros(7), atol=4 * eps)
     assert_allclose(jnp.linalg.norm(found.direction), 1.0, atol=4 * eps)
     assert found.coefficients.dtype == dtype
-    assert found.length.dtype == jnp.finfo(dtype).dtype
+    assert found.direction.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -92,12 +107,33 @@ def test_a_full_space_has_no_direction_left(x64):
     assert_allclose(found.direction, np.zeros(12))
 
 
-def test_a_fresh_direction_on_request(x64):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks(dtype, x64):
+    """The identity, and orthogonality, for vectors that are independent, nearly dependent, in the span, and zero."""
     rng = np.random.default_rng(0)
-    basis, w = basis_of(rng, 5, 12, "float64"), jnp.asarray(rng.normal(size=12))
-    own, fresh = run(basis, w), run(basis, w, scale=np.inf)
-    assert abs(float(own.direction @ fresh.direction)) < 0.999
-    assert_allclose(basis.conj() @ fresh.direction, np.zeros(7), atol=1e-15)
+    basis, eps = basis_of(rng, 5, 24, dtype), float(jnp.finfo(dtype).eps)
+    free = draw(rng, (2, 24), dtype)
+    inside = np.asarray(basis[:5]).T @ draw(rng, (5,), dtype)
+    near = free[0] + 1e3 * eps * draw(rng, (24,), dtype)
+    block = jnp.asarray(np.stack([free[0], near, inside, np.zeros(24, dtype), free[1]]))
+    found = run_block(basis, block)
+    size = float(jnp.linalg.norm(block))
+    again = found.coefficients.T @ basis + found.factor.T @ found.rows
+    assert_allclose(again, block, atol=40 * eps * size)
+    assert_allclose(found.factor, np.triu(found.factor), atol=0)
+    rows = jnp.concatenate([basis[:5], found.rows])
+    assert_allclose(rows.conj() @ rows.T, np.eye(10), atol=10 * eps)
+    assert found.replaced.tolist() == [False, False, True, True, False]
+    assert_allclose(np.diag(found.factor)[np.array([2, 3])], 0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_squares_neither_overflow_nor_vanish(size):
+    rng = np.random.default_rng(0)
+    basis, w = basis_of(rng, 5, 12, "float32"), jnp.asarray(draw(rng, (12,), "float32"))
+    plain, scaled = run(basis, w), run(basis, jnp.float32(size) * w)
+    assert_allclose(scaled.length / size, plain.length, rtol=1e-5)
+    assert_allclose(scaled.direction, plain.direction, atol=1e-6)
 
 
 def test_pytrees_are_one_space(x64):
@@ -109,6 +145,7 @@ def test_pytrees_are_one_space(x64):
         return {"a": jnp.asarray(rows[..., :4]).reshape(*rows.shape[:-1], 2, 2), "b": jnp.asarray(rows[..., 4:])}
 
     struct = jax.eval_shape(lambda: split(w))
-    found = orthonormalize(split(q.T), split(w), random_phases(jax.random.key(3), struct), jnp.int32(0), jnp.float64(0))
-    assert_allclose(found.coefficients, q.T @ w, atol=1e-14)
-    assert_allclose(found.length, np.linalg.norm(w - q @ (q.T @ w)))
+    phases = random_phases(jax.random.key(3), struct)
+    found = orthonormalize(split(q.T), split(w[None]), phases, jnp.int32(0), jnp.float64(0))
+    assert_allclose(found.coefficients[:, 0], q.T @ w, atol=1e-14)
+    assert_allclose(found.factor[0, 0], np.linalg.norm(w - q @ (q.T @ w)))

@@ -1,0 +1,443 @@
+r"""Two-sided Davidson iteration for the smallest singular triplets, with a preconditioner.
+
+Bases V and U with A V = U B are kept, B as the orthogonalisation measured it, so that the values of B are accurate to
+eps times the largest one: no Gram matrix is formed. The basis grows by t = M r, where r = A^H u - s v is the residual
+of the first wanted triplet that has not converged, and M an approximation of (A^H A)^-1. After a thick restart the
+vector of the step before is kept as well, which makes the iteration locally optimal (GD+k).
+
+Wu & Stathopoulos 2015 (doi:10.1137/140979381), section 3; Stathopoulos 2007 (doi:10.1137/050631574) for the restarts.
+Departures: one basis for each side with their own orthogonalisation instead of the normal equations; random vectors
+among the first, and a random vector, preconditioned, that challenges the answer before it is given.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spectrax import vectors
+from spectrax.krylov.extremes import Triplets
+from spectrax.krylov.orthogonalization import orthonormalize, random_phases
+from spectrax.krylov.projected import projected_svd
+
+PyTree = Any
+MatVec = Callable[[PyTree], PyTree]
+_NORM_STEPS = 4  # of power iteration, to know the size of round-off by
+_PROBES = 2
+_PROBE_STEPS = 16  # at most, and at least:
+_SHORTEST_PROBE = 6
+# how well, relative to its distance from the wanted values, the next one must be known before a probe may end
+_RIVAL_SHARE = 0.25
+
+
+class Davidson(NamedTuple):
+    """The factorisation A V = U B, where it stands, and the residual that the next step grows it by.
+
+    Attributes:
+        count: How many rows of the bases are in use, int32.
+        right: Stack of p rows: the basis V, then zeros.
+        left: Stack of p rows: the basis U, then zeros.
+        projected: The matrix B = U^H A V, shape (p, p), upper triangular.
+        residual: A^H u - s v of the triplet that is worked on.
+        ritz: Coefficients of its right vector, shape (p,).
+        previous: Those of one step before.
+        reference: The wanted values when they were accepted, ascending, shape (k,).
+        accepted: How many of the wanted triplets, from the smallest on, have a small residual, int32.
+        probing: Steps since a random vector was put in to challenge the answer; zero when there is none.
+        queue: Stack of vectors to be put in: those of the start, then those of the challenges.
+        queued: The row of the queue that the next step takes; negative when it takes the residual.
+        challenges: How many challenges there were.
+        right_phases: Random phases of right vectors, for fresh directions after a breakdown.
+        left_phases: The same for left vectors.
+        largest: A lower bound of the norm.
+        num_steps: How many pairs of products were taken.
+        finite: False from the first product on that holds NaN or Inf.
+        done: Whether the wanted triplets were accepted and stood the challenge.
+    """
+
+    count: jax.Array
+    right: PyTree
+    left: PyTree
+    projected: jax.Array
+    residual: PyTree
+    ritz: jax.Array
+    previous: jax.Array
+    reference: jax.Array
+    accepted: jax.Array
+    probing: jax.Array
+    queue: PyTree
+    queued: jax.Array
+    challenges: jax.Array
+    right_phases: PyTree
+    left_phases: PyTree
+    largest: jax.Array
+    num_steps: jax.Array
+    finite: jax.Array
+    done: jax.Array
+
+
+class _Ritz(NamedTuple):
+    """The projected decomposition with the smallest value first: B right_i = values_i left_i, both as rows."""
+
+    left: jax.Array
+    values: jax.Array
+    right: jax.Array
+
+
+def smallest_triplets(
+    matvec: MatVec,
+    rmatvec: MatVec,
+    precondition: MatVec | None,
+    start: PyTree,
+    left_struct: PyTree,
+    key: jax.Array,
+    *,
+    k: int,
+    subspace_size: int,
+    max_steps: int,
+    tol: float,
+    round_off: float,
+    probe: bool = True,
+) -> Triplets:
+    """Return the k smallest singular triplets of an operator, with the help of a preconditioner.
+
+    A preconditioner that is poor, indefinite or not finite makes the iteration slower, and never its answer wrong: it
+    only proposes directions. A residual shows that a singular value is near, and not that it is the smallest; that none
+    was missed rests on the random vectors of the start and of the final challenge.
+
+    Args:
+        matvec: v -> A v.
+        rmatvec: u -> A^H u.
+        precondition: r -> M r on the right side, M an approximation of (A^H A)^-1; None for the identity.
+        start: A stack of right vectors to begin with, to which random ones are added; the right side must be the
+            shorter one.
+        left_struct: The structure of the left vectors.
+        key: A PRNG key.
+        k: How many triplets.
+        subspace_size: How far the bases grow before a restart: at least k + 4, or the shorter side.
+        max_steps: When to give up.
+        tol: A triplet has converged when its residual is at most tol times its value,
+        round_off: or at most round_off times the largest value.
+        probe: Whether to challenge the answer with a random vector.
+
+    Returns:
+        The triplets, in descending order. `num_steps < max_steps` says that they converged and stood the challenge.
+
+    Cost:
+        A pair of products, one of the preconditioner, 8 p (m + n) flops of orthogonalisation and a decomposition of the
+        projected matrix for each step, p = `subspace_size`; four pairs more for the norm.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from spectrax import krylov
+        >>> d = jnp.array([1.0, 0.5, 1e-3])
+        >>> found = krylov.smallest_triplets(
+        ...     lambda v: d * v, lambda u: d * u, lambda r: r / d**2, jnp.ones((1, 3)),
+        ...     jax.ShapeDtypeStruct((3,), d.dtype), jax.random.key(0),
+        ...     k=1, subspace_size=3, max_steps=10, tol=1e-6, round_off=1e-6,
+        ... )
+        >>> round(float(found.values[0]), 6)
+        0.001
+    """
+    state = init(matvec, rmatvec, precondition, start, left_struct, key, k=k, subspace_size=subspace_size)
+
+    def unfinished(state: Davidson) -> jax.Array:
+        return ~state.done & state.finite & (state.num_steps < max_steps)
+
+    def advance(state: Davidson) -> Davidson:
+        return step(matvec, rmatvec, precondition, state, k=k, tol=tol, round_off=round_off, probe=probe)
+
+    def has_room(state: Davidson) -> jax.Array:
+        return (state.count < subspace_size) & ((state.probing != 1) | (state.count <= k))
+
+    def cycle(state: Davidson) -> Davidson:
+        state = jax.lax.while_loop(lambda s: unfinished(s) & has_room(s), advance, state)
+        shrunk = restart(state, k=k)
+        return jax.tree.map(lambda old, new: jnp.where(unfinished(state), new, old), state, shrunk)
+
+    if subspace_size >= vectors.size(_row_structure(start)):
+        state = jax.lax.while_loop(unfinished, advance, state)
+    else:
+        state = jax.lax.while_loop(unfinished, cycle, state)
+    return finalize(state, k=k)
+
+
+def init(
+    matvec: MatVec,
+    rmatvec: MatVec,
+    precondition: MatVec | None,
+    start: PyTree,
+    left_struct: PyTree,
+    key: jax.Array,
+    *,
+    k: int,
+    subspace_size: int,
+) -> Davidson:
+    """Return the state before the first step.
+
+    Args:
+        matvec: v -> A v.
+        rmatvec: u -> A^H u.
+        precondition: r -> M r, or None.
+        start: A stack of right vectors; a zero row is replaced by a random one.
+        left_struct: The structure of the left vectors.
+        key: A PRNG key.
+        k: How many triplets are wanted.
+        subspace_size: p, how many rows the bases have room for.
+
+    Returns:
+        Empty bases, and a queue of the start's vectors and of random ones.
+    """
+    struct = _row_structure(start)
+    given = vectors.count(start)
+    right_key, left_key, random_key, norm_key = jax.random.split(key, 4)
+    dtype = vectors.result_dtype(struct)
+    real = vectors.real_dtype(dtype)
+
+    def enlarge(_, carry):
+        vector, size = carry
+        image = matvec(vectors.divide(vector, vectors.norm(vector)))
+        size = jnp.maximum(size, vectors.norm(image))
+        return rmatvec(vectors.divide(image, vectors.norm(image))), size
+
+    vector, largest = jax.lax.fori_loop(
+        0, _NORM_STEPS, enlarge, (vectors.normal(norm_key, struct), jnp.zeros((), real))
+    )
+    largest = jnp.maximum(largest, vectors.norm(vector))
+    random = vectors.normal(random_key, struct, max(k + 1 - given, 1) + _PROBES)
+    if precondition is not None:
+        random = jax.lax.map(lambda vector: _mixed(vector, _usable_or(precondition(vector), vector)), random)
+    queue = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), start, random)
+    zero = jnp.zeros((), jnp.int32)
+    return Davidson(
+        count=zero,
+        right=vectors.zeros(struct, subspace_size),
+        left=vectors.zeros(left_struct, subspace_size),
+        projected=jnp.zeros((subspace_size, subspace_size), dtype),
+        residual=vectors.zeros(struct),
+        ritz=jnp.zeros((subspace_size,), dtype),
+        previous=jnp.zeros((subspace_size,), dtype),
+        reference=jnp.zeros((k,), real),
+        accepted=zero,
+        probing=zero,
+        queue=queue,
+        queued=zero,
+        challenges=zero,
+        right_phases=random_phases(right_key, struct),
+        left_phases=random_phases(left_key, left_struct),
+        largest=largest,
+        num_steps=jnp.asarray(_NORM_STEPS, jnp.int32),
+        finite=jnp.isfinite(largest),
+        done=jnp.zeros((), bool),
+    )
+
+
+def step(
+    matvec: MatVec,
+    rmatvec: MatVec,
+    precondition: MatVec | None,
+    state: Davidson,
+    *,
+    k: int,
+    tol: float,
+    round_off: float,
+    probe: bool,
+) -> Davidson:
+    """Grow both bases by one vector, decompose B, and take the residual of the next triplet to work on.
+
+    Args:
+        matvec: v -> A v.
+        rmatvec: u -> A^H u.
+        precondition: r -> M r, or None.
+        state: The state, with room for one more row.
+        k: How many triplets are wanted.
+        tol: Largest residual of an accepted triplet, relative to its value,
+        round_off: or relative to the largest value.
+        probe: Whether accepted triplets are challenged by a random vector.
+
+    Returns:
+        The state after one pair of products.
+    """
+    proposal = state.residual
+    if precondition is not None:
+        # every other step of a challenge goes without the preconditioner, which may be what hid a value
+        plain = (state.probing > 0) & (state.probing % 2 == 0)
+        preconditioned = _usable_or(precondition(state.residual), state.residual)
+        proposal = _select(plain, state.residual, preconditioned)
+    from_queue = vectors.row(state.queue, jnp.maximum(state.queued, 0))
+    direction = _select(state.queued >= 0, from_queue, proposal)
+    direction = vectors.divide(direction, vectors.norm(direction))
+    index = state.count
+    nought = jnp.zeros((), state.largest.dtype)
+    right = orthonormalize(state.right, _stacked(direction), state.right_phases, state.num_steps, nought)
+    image = _stacked(matvec(vectors.row(right.rows, 0)))
+    left = orthonormalize(state.left, image, state.left_phases, state.num_steps, state.largest)
+    column = left.coefficients[:, 0].at[index].set(left.factor[0, 0])
+    state = state._replace(
+        count=index + 1,
+        right=vectors.set_rows(state.right, index, right.rows),
+        left=vectors.set_rows(state.left, index, left.rows),
+        projected=state.projected.at[:, index].set(column),
+        largest=jnp.maximum(state.largest, vectors.norm(column)),
+        num_steps=state.num_steps + 1,
+        finite=state.finite & jnp.isfinite(vectors.norm(image)),
+    )
+    return _examine(rmatvec, state, k, tol, round_off, probe)
+
+
+def _examine(rmatvec: MatVec, state: Davidson, k: int, tol: float, round_off: float, probe: bool) -> Davidson:
+    """Accept the triplet that was worked on if its residual is small, and choose what the next step works on."""
+    size = vectors.size(_row_structure(state.right))
+    ritz = _decompose(state)
+    target = jnp.minimum(jnp.minimum(state.accepted, min(k, size - 1)), state.count - 1)
+    value = ritz.values[target]
+    residual = vectors.subtract(
+        rmatvec(vectors.combine(ritz.left[target], state.left)),
+        vectors.scale(value, vectors.combine(ritz.right[target], state.right)),
+    )
+    length = vectors.norm(residual)
+    allowed = jnp.maximum(tol * ritz.values, round_off * state.largest)
+    last = vectors.count(state.queue) - _PROBES - 1  # of the start's vectors
+    started = (state.queued < 0) | (state.queued >= last)
+    accept = started & (target == state.accepted) & (target < k) & (length <= allowed[target])
+    slots = jnp.arange(k, dtype=jnp.int32)
+    wanted = ritz.values[:k]
+    fallen = jnp.any((slots < state.accepted) & (wanted < state.reference - 2 * allowed[:k]))
+    reference = jnp.where(accept & (slots == target), wanted, state.reference)
+    accepted = jnp.where(fallen, 0, state.accepted + accept.astype(jnp.int32))
+
+    complete = accepted >= k
+    begin = complete & (state.accepted < k)
+    probing = jnp.where(begin, 1, jnp.where(complete, state.probing + 1, 0)).astype(jnp.int32)
+    if probe and k < size:
+        gap = ritz.values[k] - ritz.values[k - 1]
+        near = length <= jnp.maximum(_RIVAL_SHARE * gap, allowed[k])
+        limit = min(
+            _PROBE_STEPS, vectors.count(state.right) - k
+        )  # without a restart: the accepted rows stay as they are
+        stood = complete & (((probing > _SHORTEST_PROBE) & near) | (probing > limit))
+    else:
+        stood = complete
+    following = jnp.where(started, -1, state.queued + 1)
+    following = jnp.where(begin, last + 1 + state.challenges % _PROBES, following)
+    return state._replace(
+        residual=residual,
+        ritz=ritz.right[target],
+        previous=state.ritz,
+        reference=reference,
+        accepted=accepted,
+        probing=probing,
+        queued=following.astype(jnp.int32),
+        challenges=state.challenges + begin.astype(jnp.int32),
+        finite=state.finite & jnp.isfinite(length),
+        done=(state.count >= size) | (stood & (vectors.count(state.right) < size)),
+    )
+
+
+def restart(state: Davidson, *, k: int) -> Davidson:
+    """Shrink the bases to the smallest Ritz vectors and the vector of the step before.
+
+    At the beginning of a challenge the accepted triplets alone are kept, so that what comes up next is new.
+
+    Args:
+        state: The state with full bases, or at the beginning of a challenge.
+        k: How many triplets are wanted.
+
+    Returns:
+        The state with bases of a third of their size, at least k + 2, or of size k.
+    """
+    subspace_size = state.ritz.shape[0]
+    kept = _kept(k, subspace_size)
+    all_ritz = _decompose(state)
+    # the left Ritz vectors come from the decomposition: B q / s would hold the round-off of B over s
+    smallest = _Ritz(all_ritz.left[:kept], all_ritz.values[:kept], all_ritz.right[:kept])
+    extra = _without(smallest.right, state.previous)
+    size = vectors.norm(extra)
+    known = size <= 1e3 * float(jnp.finfo(size.dtype).eps)
+    extra = _without(smallest.right, extra / jnp.where(known, 1, size).astype(extra.dtype))
+    image = _without(smallest.left, jnp.matmul(state.projected, extra, precision=vectors.HIGHEST))
+    length = vectors.norm(image)
+    new = ~known & (length > float(jnp.finfo(length.dtype).eps) * state.largest)
+    right = jnp.concatenate([smallest.right, jnp.where(new, extra, all_ritz.right[kept])[None]])
+    left = jnp.where(new, image / jnp.where(new, length, 1).astype(image.dtype), all_ritz.left[kept])
+    left = jnp.concatenate([smallest.left, left[None]])
+    diagonal = jnp.append(smallest.values, jnp.where(new, length, all_ritz.values[kept]))
+    count = jnp.where(state.probing == 1, k, kept + 1).astype(jnp.int32)
+    in_use = jnp.arange(kept + 1, dtype=jnp.int32) < count
+    left, right = jnp.where(in_use[:, None], left, 0), jnp.where(in_use[:, None], right, 0)
+    room = (0, subspace_size - (kept + 1))
+    ritz = jnp.pad(jnp.matmul(right.conj(), state.ritz, precision=vectors.HIGHEST), room)
+    return state._replace(
+        count=count,
+        right=vectors.pad(vectors.combine(right, state.right), subspace_size),
+        left=vectors.pad(vectors.combine(left, state.left), subspace_size),
+        projected=jnp.diag(jnp.pad(jnp.where(in_use, diagonal, 0), room)).astype(state.projected.dtype),
+        ritz=ritz,
+        previous=ritz,
+    )
+
+
+def _without(rows: jax.Array, w: jax.Array) -> jax.Array:
+    """Return w without its components along orthonormal rows."""
+    for _ in range(2):
+        w = w - jnp.matmul(jnp.matmul(rows.conj(), w, precision=vectors.HIGHEST), rows, precision=vectors.HIGHEST)
+    return w
+
+
+def _kept(k: int, subspace_size: int) -> int:
+    return min(max(k + 1, subspace_size // 3), subspace_size - 2)
+
+
+def finalize(state: Davidson, *, k: int) -> Triplets:
+    """Return the k smallest triplets of the state, in descending order."""
+    # accepted triplets are the first rows; those of the challenge behind them would only bring round-off into them
+    alone = (state.probing > 1) & state.done & (state.count < vectors.size(_row_structure(state.right)))
+    in_use = jnp.arange(state.ritz.shape[0], dtype=jnp.int32) < jnp.where(alone, k, state.count)
+    state = state._replace(
+        count=jnp.where(alone, k, state.count).astype(jnp.int32),
+        projected=jnp.where(in_use & in_use[:, None], state.projected, 0),
+    )
+    ritz = _decompose(state)
+    return Triplets(
+        left=vectors.combine(ritz.left[:k][::-1], state.left),
+        values=ritz.values[:k][::-1],
+        right=vectors.combine(ritz.right[:k][::-1], state.right),
+        largest=state.largest,
+        num_steps=state.num_steps,
+        finite=state.finite,
+        complete=jnp.ones((), bool),
+        mismatch=jnp.zeros_like(state.largest),
+        breakdowns=jnp.zeros((), jnp.int32),
+    )
+
+
+def _decompose(state: Davidson) -> _Ritz:
+    """Decompose B; rows that are not in use get values above all others."""
+    unused = jnp.arange(state.ritz.shape[0], dtype=jnp.int32) >= state.count
+    above = jnp.where(state.largest > 0, 2 * state.largest, 1)
+    projected = state.projected + jnp.diag(jnp.where(unused, above, 0)).astype(state.projected.dtype)
+    left, values, right_h = projected_svd(jnp.where(state.finite, projected, jnp.zeros_like(projected)))
+    return _Ritz(left.T[::-1], values[::-1], right_h.conj()[::-1])
+
+
+def _row_structure(stack: PyTree) -> PyTree:
+    return jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), stack)
+
+
+def _stacked(vector: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[None], vector)
+
+
+def _mixed(a: PyTree, b: PyTree) -> PyTree:
+    """The sum of two directions: what one of them is blind to, the other one sees."""
+    return vectors.add(vectors.divide(a, vectors.norm(a)), vectors.divide(b, vectors.norm(b)))
+
+
+def _usable_or(vector: PyTree, otherwise: PyTree) -> PyTree:
+    length = vectors.norm(vector)
+    return _select(jnp.isfinite(length) & (length > 0), vector, otherwise)
+
+
+def _select(condition: jax.Array, a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)

@@ -1,0 +1,95 @@
+"""The state that all Krylov factorisations share: bases, the projected matrix, and what both leave behind."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spectrax import vectors
+from spectrax.krylov.orthogonalization import orthonormalize, random_phases
+
+PyTree = Any
+Product = Callable[[PyTree], PyTree]
+
+
+class Factorization(NamedTuple):
+    """A Krylov factorisation of p columns, where it stands, grown by a block of b vectors at a time.
+
+    For singular values A V = U B and A^H U = V B^H + W K E^H; for a Hermitian operator U is V and B is Hermitian. E
+    holds the last b columns of the identity and W, K the next block of rows and its factor.
+
+    Attributes:
+        size: Number of finished columns, int32.
+        right: Stack of p + b rows: the basis V, the next block W, then zeros.
+        left: Stack of p rows: the basis U, then zeros; None for a Hermitian operator.
+        projected: The matrix B = U^H A V, shape (p, p); of V^H A V the upper triangle.
+        coupling: K, shape (b, b): what the operator left outside of the bases at the last step.
+        scale: The largest entry of B and K so far, to tell a breakdown by.
+        mismatch: The largest inner product <u, A v> that came out otherwise as <A^H u, v>, over `scale`.
+        right_phases: Random phases of right vectors, for fresh directions after a breakdown.
+        left_phases: The same for left vectors; None for a Hermitian operator.
+        draws: How many fresh directions were asked for, int32.
+        breakdowns: How many of them were needed because a recurrence broke down, int32.
+        finite: False from the first product on that holds NaN or Inf.
+    """
+
+    size: jax.Array
+    right: PyTree
+    left: PyTree
+    projected: jax.Array
+    coupling: jax.Array
+    scale: jax.Array
+    mismatch: jax.Array
+    right_phases: PyTree
+    left_phases: PyTree
+    draws: jax.Array
+    breakdowns: jax.Array
+    finite: jax.Array
+
+
+def stacked(product: Product) -> Product:
+    """Return the product with each vector of a stack, given that with one vector."""
+
+    def apply(stack: PyTree) -> PyTree:
+        if vectors.count(stack) == 1:
+            return jax.tree.map(lambda leaf: leaf[None], product(vectors.row(stack, 0)))
+        return jax.vmap(product)(stack)
+
+    return apply
+
+
+def init(key: jax.Array, start: PyTree, left_struct: PyTree | None, subspace_size: int) -> Factorization:
+    """Return the state before the first step.
+
+    Args:
+        key: A PRNG key.
+        start: A stack of b right vectors; those that are zero or depend on others are replaced by random ones.
+        left_struct: The structure of the left vectors, or None for a Hermitian operator.
+        subspace_size: p, how many columns the bases have room for.
+
+    Returns:
+        A factorisation of no columns.
+    """
+    right_struct = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), start)
+    dtype, width = vectors.result_dtype(right_struct), vectors.count(start)
+    real = vectors.real_dtype(dtype)
+    right_key, left_key = jax.random.split(key)
+    right = vectors.zeros(right_struct, subspace_size + width)
+    right_phases = random_phases(right_key, right_struct)
+    nought = jnp.zeros((), real)
+    first = orthonormalize(right, start, right_phases, jnp.zeros((), jnp.int32), nought)
+    return Factorization(
+        size=jnp.zeros((), jnp.int32),
+        right=vectors.set_rows(right, 0, first.rows),
+        left=None if left_struct is None else vectors.zeros(left_struct, subspace_size),
+        projected=jnp.zeros((subspace_size, subspace_size), dtype),
+        coupling=jnp.zeros((width, width), dtype),
+        scale=nought,
+        mismatch=nought,
+        right_phases=right_phases,
+        left_phases=None if left_struct is None else random_phases(left_key, left_struct),
+        draws=jnp.asarray(width, jnp.int32),
+        breakdowns=jnp.zeros((), jnp.int32),
+        finite=jnp.ones((), bool),
+    )

@@ -1,0 +1,250 @@
+"""The search for the extremes of a spectrum in a subspace of fixed size, and the challenge of what it found.
+
+Baglama & Reichel 2005, doi:10.1137/04060593X; Hernandez, Roman & Tomas 2008, ETNA 31; Wu & Simon 2000,
+doi:10.1137/S0895479898334605. Departures: the projected matrix is the one that the orthogonalisation measured; whether
+the wanted values have converged is asked where their residuals are expected to be small enough, and not at restarts
+only; and the answer is challenged. A Krylov space holds one copy of each repeated value, and nothing of what its start
+was orthogonal to. Once the wanted values have converged, a fresh random block is run on the operator deflated by all
+that was found: a copy that was missed comes up there and is taken in.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spectrax.krylov import factorization
+from spectrax.krylov.factorization import Factorization
+from spectrax.krylov.restart import Task, deflated, dimension_of, nonzero, restarted, ritz_of
+
+PyTree = Any
+
+# The challenge ends when the best value left is shown to lie below the wanted ones: by the theorem of Kuczynski &
+# Wozniakowski (1992, doi:10.1137/0613066) up to this probability, as long as it was not restarted, or because it is
+# known to this share of its distance from them. Otherwise it takes a share of the steps before it: a copy shows when it
+# has grown out of a random start, log(sqrt(n)) / rate steps, where log(sqrt(n) / tol) / rate went before. It goes on up
+# to as many as went before while this many times its residual reaches the wanted values.
+_FAILURE = 1e-3
+_RIVAL_SHARE = 0.1
+_REACH = 3
+_PROBE_STEPS = 4  # between two tests of the challenge
+
+
+class Search(NamedTuple):
+    """A search where it stands: everything that a run needs to go on, in arrays.
+
+    Attributes:
+        bases: The factorisation.
+        num_steps: How many vectors the operator was applied to.
+        test_at: The size of the bases at which convergence is asked for next.
+        last_steps: `num_steps` at the test before.
+        last_excess: Logarithm of residual over what is allowed, at the test before.
+        fixed: How many rows the challenge is deflated by; zero while there is none.
+        probe_steps: Steps of the challenge so far.
+        fresh: Whether the challenge was not restarted so far.
+        budget: How many steps the challenge may take.
+        values: The k values as they stood at the last test, shape (k,).
+        last_residual: The residual of the k-th of them.
+        largest: The largest modulus of a value seen so far.
+        complete: False if the challenge found something that there were no steps left to take in.
+        done: Whether the search is over.
+    """
+
+    bases: Factorization
+    num_steps: jax.Array
+    test_at: jax.Array
+    last_steps: jax.Array
+    last_excess: jax.Array
+    fixed: jax.Array
+    probe_steps: jax.Array
+    fresh: jax.Array
+    budget: jax.Array
+    values: jax.Array
+    last_residual: jax.Array
+    largest: jax.Array
+    complete: jax.Array
+    done: jax.Array
+
+
+def init(task: Task, start: PyTree, left_struct: PyTree | None, key: jax.Array) -> Search:
+    """Return the search before its first step.
+
+    Args:
+        task: What is searched for.
+        start: A stack of b vectors, which decides the size of a block.
+        left_struct: The structure of the left vectors; None for a Hermitian operator.
+        key: A PRNG key.
+
+    Returns:
+        The state.
+    """
+    bases = factorization.init(key, start, left_struct, task.subspace_size)
+    real = bases.scale.dtype
+    first = min(max(task.k + 4, task.subspace_size // 2), task.subspace_size)
+    count = jnp.zeros((), jnp.int32)
+    return Search(
+        bases=bases,
+        num_steps=count,
+        test_at=jnp.asarray(first, jnp.int32),
+        last_steps=count,
+        last_excess=jnp.asarray(jnp.inf, real),
+        fixed=count,
+        probe_steps=count,
+        fresh=jnp.zeros((), bool),
+        budget=count,
+        values=jnp.zeros((task.k,), real),
+        last_residual=jnp.zeros((), real),
+        largest=jnp.zeros((), real),
+        complete=jnp.ones((), bool),
+        done=jnp.zeros((), bool),
+    )
+
+
+def search(
+    task: Task,
+    step: Callable[[Factorization], Factorization],
+    state: Search,
+    *,
+    while_loop: Callable = jax.lax.while_loop,
+) -> Search:
+    """Run a search to its end.
+
+    Args:
+        task: What is searched for.
+        step: Extends a factorisation by one block.
+        state: Where to begin: from `init`, or from a run that was cut off.
+        while_loop: `jax.lax.while_loop`, or a function of the same arguments that loops on the host, where products
+            may come from anything, and the state can be looked at, saved and taken up again.
+
+    Returns:
+        The state at the end.
+    """
+    return while_loop(lambda s: ~s.done, lambda s: cycle(task, step, s, while_loop=while_loop), state)
+
+
+def cycle(
+    task: Task,
+    step: Callable[[Factorization], Factorization],
+    state: Search,
+    *,
+    while_loop: Callable = jax.lax.while_loop,
+) -> Search:
+    """Extend the bases up to the next test, take the test, and restart where there is no room left.
+
+    Args:
+        task: What is searched for.
+        step: Extends a factorisation by one block.
+        state: The state before.
+        while_loop: As in `search`.
+
+    Returns:
+        The state after.
+    """
+    bases = state.bases
+    width, room = bases.coupling.shape[0], task.subspace_size
+    at_least = jnp.minimum(state.fixed + task.k, room - width + 1)
+
+    def wants_more(s: Factorization) -> jax.Array:
+        taken = state.num_steps + s.size - bases.size
+        within = (taken < task.max_steps) | (s.size < at_least)
+        return (s.size + width <= room) & (s.size < state.test_at) & s.finite & within
+
+    extended = while_loop(wants_more, step, bases)
+    taken = extended.size - bases.size
+    state = state._replace(
+        bases=extended,
+        num_steps=state.num_steps + taken,
+        probe_steps=jnp.where(state.fixed > 0, state.probe_steps + taken, 0),
+    )
+    return _judge(task, state)
+
+
+def _judge(task: Task, state: Search) -> Search:
+    """Take the test: is the search over, has the challenge an outcome, is there room for another block?"""
+    bases, k, room = state.bases, task.k, task.subspace_size
+    width, dimension = bases.coupling.shape[0], dimension_of(bases)
+    ritz = ritz_of(task, bases, state.fixed)
+    probing = state.fixed > 0
+    in_use = jnp.arange(room, dtype=jnp.int32) < jnp.minimum(bases.size, dimension) - state.fixed
+    largest = jnp.maximum(state.largest, jnp.max(jnp.where(in_use, jnp.abs(ritz.values), 0)))
+    allowed = jnp.maximum(task.tol * jnp.abs(ritz.values), task.round_off * largest)
+    excess = jnp.max(jnp.where(in_use, ritz.residuals / nonzero(allowed), jnp.inf)[:k])
+    whole = bases.size >= dimension
+    converged = ~probing & ((excess <= 1) | (whole & bases.finite))
+    full = bases.size + width > room
+    spent = state.num_steps >= task.max_steps
+
+    # the challenge: does anything lie beyond the last wanted value?
+    target = state.values[k - 1]
+    margin = jnp.maximum(state.last_residual, task.round_off * largest)
+    sign = -1.0 if task.which == "smallest" else 1.0
+    best = jnp.abs(ritz.values[0]) if task.which == "largest_magnitude" else ritz.values[0]
+    gap = sign * ((jnp.abs(target) if task.which == "largest_magnitude" else target) - best)
+    missed = probing & (gap < -margin)
+    known = ritz.residuals[0] <= jnp.maximum(_RIVAL_SHARE * gap, margin)
+    unlikely = state.fresh & _is_unlikely(task, gap, best, target, largest, state.probe_steps, dimension)
+    reaches = (_REACH * ritz.residuals[0] > gap) & (2 * state.probe_steps < state.num_steps) & (k > 1)
+    settled = probing & ~missed & (known | unlikely | whole | ((state.probe_steps >= state.budget) & ~reaches))
+
+    begin = converged & ~whole & jnp.asarray(task.probe)
+    lost = missed & spent
+    done = ~bases.finite | settled | (converged & ~begin) | (spent & ~probing & ~begin) | lost
+    restart = ~settled & (converged | missed | full | done) & bases.finite
+
+    # the residuals of the last two tests tell where they will be small enough
+    excess_log = jnp.log(jnp.maximum(excess, 1e-30))
+    rate = (state.last_excess - excess_log) / jnp.maximum(state.num_steps - state.last_steps, 1).astype(
+        excess_log.dtype
+    )
+    steps = jnp.where(rate > 0, excess_log / jnp.where(rate > 0, rate, 1), room)
+    steps = jnp.clip(jnp.where(jnp.isfinite(steps), jnp.ceil(steps), room), 2, room).astype(jnp.int32)
+    budget = jnp.where(
+        begin,
+        jnp.ceil(_share(task, dimension) * state.num_steps.astype(excess_log.dtype)).astype(jnp.int32),
+        state.budget,
+    )
+    left = jnp.where(begin, budget, budget - state.probe_steps)
+    steps = jnp.where((probing & ~missed) | begin, jnp.clip(left, 1, _PROBE_STEPS * width), steps)
+    steps = jnp.where(missed, 2 * _PROBE_STEPS * width, steps)
+
+    fixed = jnp.where(begin, jnp.minimum(deflated(task, width), bases.size), state.fixed).astype(jnp.int32)
+    bases = jax.lax.cond(restart, lambda: restarted(task, bases, fixed, ritz, begin, missed), lambda: bases)
+    return state._replace(
+        bases=bases,
+        test_at=(bases.size + steps).astype(jnp.int32),
+        last_steps=state.num_steps,
+        last_excess=jnp.where(probing, jnp.inf, excess_log).astype(state.last_excess.dtype),
+        fixed=jnp.where(missed, 0, fixed),
+        probe_steps=jnp.where(begin, 0, state.probe_steps),
+        fresh=begin | (state.fresh & ~restart),
+        budget=budget,
+        values=jnp.where(probing, state.values, ritz.values[:k]),
+        last_residual=jnp.where(probing, state.last_residual, ritz.residuals[k - 1]),
+        largest=largest,
+        complete=state.complete & ~lost,
+        done=done,
+    )
+
+
+def _share(task: Task, dimension: int) -> float:
+    """How many steps a challenge may take, over those before it."""
+    growth = math.log(1.648 * math.sqrt(2 * dimension))
+    return growth / (growth + math.log(1 / max(task.tol, 1e-16)))
+
+
+def _is_unlikely(task, gap, best, target, largest, steps, dimension) -> jax.Array:
+    """Whether a value beyond the target would have shown by now, but for a probability of `_FAILURE`.
+
+    From a Gaussian start of dimension n, j steps of Lanczos on a positive semidefinite matrix miss its largest
+    eigenvalue by a share e of the spread with probability at most 1.648 sqrt(n) exp(-sqrt(e) (2 j - 1)).
+    """
+    if task.hermitian:
+        share = gap / nonzero(2 * largest)
+    else:
+        spread = jnp.abs(target) if task.which == "largest" else largest
+        spread = nonzero(spread)
+        share = (gap / spread) * ((jnp.abs(best) + jnp.abs(target)) / spread)
+    needed = math.log(1.648 * math.sqrt(2 * dimension) / _FAILURE)
+    return jnp.sqrt(jnp.maximum(share, 0)) * (2 * steps - 1).astype(share.dtype) >= needed

@@ -1,0 +1,251 @@
+"""How a decomposition is carried out: each method from the operator to a result with its residuals."""
+
+import dataclasses
+import math
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from spectrax import krylov, vectors
+from spectrax.operators import LinearOperator, banded
+from spectrax.operators.conversion import MatrixOperator
+from spectrax.operators.precision import WorkingOperator
+from spectrax.results import EighResult, Status, SVDResult
+from spectrax.spectrum import inverse, preconditioners
+from spectrax.spectrum.methods import Davidson, Dense, Fallback, InverseLanczos, Lanczos, Method, cheaper_band
+
+PyTree = Any
+Result = TypeVar("Result", SVDResult, EighResult)
+MISMATCH = 16  # in units of round-off: by how much <u, A v> and <A^H u, v> may differ
+CHUNK = 256  # unit vectors in one batched product: bounds the memory of intermediate results
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything static about one call."""
+
+    k: int
+    smallest: bool
+    method: Method
+    tol: float
+    eps: float
+    max_steps: int
+    block_size: int
+    subspace_size: int
+    round_off: float
+    parts: tuple["Plan", ...] = ()  # the two stages of a fallback
+
+    @property
+    def recurrence_floor(self) -> float:
+        """What counts as round-off in a Krylov recurrence, whose residuals go on falling below those of the vectors."""
+        return min(4 * self.eps, self.round_off / 2)
+
+
+def decompose(
+    plan: Plan, operator: LinearOperator, key: Any, v0: PyTree, preconditioner: LinearOperator | None
+) -> SVDResult:
+    """Return the triplets that the plan asks for, by its method.
+
+    Args:
+        plan: Everything static.
+        operator: The operator, in the dtype to compute in.
+        key: A PRNG key, or None where the method needs none.
+        v0: A stack of vectors of the shorter side to start with, or None.
+        preconditioner: An operator on the shorter side, or None.
+
+    Returns:
+        The result, with residuals of the final vectors.
+    """
+    method = plan.method
+    if isinstance(method, Fallback):
+        return _fallback(plan, operator, key, v0, preconditioner)
+    if isinstance(method, Davidson):
+        return _davidson(plan, method, operator, key, v0, preconditioner)
+    if isinstance(method, InverseLanczos):
+        return _with_residuals(plan, operator, *_inverse(plan, method, operator, key, v0))
+    if isinstance(method, Dense):
+        return _with_residuals(plan, operator, *_dense(plan, operator))
+    return _lanczos(plan, method, operator, key, v0)
+
+
+def _fallback(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree, preconditioner: LinearOperator | None):
+    """Take the second method where the first did not succeed; where neither did, the one with the better values."""
+    first = decompose(plan.parts[0], operator, key, v0, preconditioner)
+
+    def second() -> SVDResult:
+        then = decompose(plan.parts[1], operator, key, v0, preconditioner)
+        sign = 1 if plan.smallest else -1
+        worse = ~jnp.all(then.converged) & (sign * jnp.sum(first.s) < sign * jnp.sum(then.s))
+        chosen = jax.tree.map(lambda a, b: jnp.where(worse, a, b), first, then)
+        return chosen._replace(num_matvecs=first.num_matvecs + then.num_matvecs)
+
+    over = jnp.all(first.converged) | (first.status == int(Status.NOT_FINITE))
+    return jax.lax.cond(over, lambda: first, second)
+
+
+def _davidson(plan: Plan, method: Davidson, operator: LinearOperator, key, v0, preconditioner) -> SVDResult:
+    wide = operator.shape[0] < operator.shape[1]
+    tall = operator.H if wide else operator
+    count = jnp.zeros((), jnp.int32)
+    if preconditioner is None:
+        preconditioner, products = preconditioners.automatic(method.preconditioner, operator, key)
+        count = count + products
+    matvec, rmatvec = tall.loop_products()
+    precondition = None if preconditioner is None else preconditioner.loop_products()[0]
+    start = starting_block(key, v0, tall.in_struct, 1 if v0 is None else vectors.count(v0))
+    found = krylov.smallest_triplets(
+        matvec, rmatvec, precondition, start, tall.out_struct, key,
+        k=plan.k, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
+        tol=plan.tol / 2, round_off=plan.round_off / 2,
+    )  # fmt: skip
+    left, right = (found.right, found.left) if wide else (found.left, found.right)
+    usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
+    count = count + 2 * found.num_steps
+    result = _with_residuals(plan, operator, left, found.values, right, found.largest, count, usable)
+    # a small residual may be that of another singular value: only what stood the challenge has converged
+    no = jnp.zeros((), bool)
+    return judged(result, found.num_steps < plan.max_steps, no, no)
+
+
+def _lanczos(plan: Plan, method: Lanczos, operator: LinearOperator, key: Any, v0: PyTree) -> SVDResult:
+    wide = operator.shape[0] < operator.shape[1]
+    tall = operator.H if wide else operator
+    matvec, rmatvec = tall.loop_products()
+    found = krylov.singular_triplets(
+        krylov.stacked(matvec), krylov.stacked(rmatvec),
+        starting_block(key, v0, tall.in_struct, plan.block_size), tall.out_struct, key,
+        k=plan.k, which="smallest" if plan.smallest else "largest", subspace_size=plan.subspace_size,
+        max_steps=plan.max_steps, tol=plan.tol / 2, round_off=plan.recurrence_floor, probe=method.probe,
+    )  # fmt: skip
+    left, right = (found.right, found.left) if wide else (found.left, found.right)
+    usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
+    result = _with_residuals(plan, operator, left, found.values, right, found.largest, 2 * found.num_steps, usable)
+    return judged(
+        result, found.complete, found.mismatch > MISMATCH * plan.round_off, 2 * found.breakdowns > found.num_steps
+    )
+
+
+def judged(result: Result, complete: jax.Array, mismatch: jax.Array, broke_down: jax.Array) -> Result:
+    """Return a result with what the iteration knows, and its residuals don't.
+
+    Args:
+        result: The result with the residuals of its vectors.
+        complete: Whether no value is known to have been missed.
+        mismatch: Whether an inner product <u, A v> came out otherwise as <A^H u, v>.
+        broke_down: Whether most directions had to be drawn afresh.
+
+    Returns:
+        The result with flags and status to match.
+    """
+    finite = result.status != int(Status.NOT_FINITE)
+    converged = result.converged & complete & ~mismatch
+    status = jnp.where(complete, result.status, jnp.maximum(result.status, int(Status.NOT_CONVERGED)))
+    status = jnp.where(~jnp.all(converged) & broke_down & finite, int(Status.BREAKDOWN), status)
+    status = jnp.where(mismatch & finite, int(Status.ADJOINT_MISMATCH), status)
+    return result._replace(converged=converged, status=status.astype(jnp.int32))
+
+
+def is_usable(matrix: jax.Array) -> jax.Array:
+    """Whether all entries are finite, and not so small that products lose digits by underflow, unless all are zero."""
+    peak = jnp.max(jnp.abs(matrix))
+    limits = jnp.finfo(matrix.dtype)
+    return jnp.isfinite(peak) & ((peak == 0) | (peak >= float(limits.tiny) / float(limits.eps)))
+
+
+def starting_block(key: Any, v0: PyTree, struct: PyTree, count: int) -> PyTree:
+    """Return a stack of random vectors, or those of v0 with 3 % of noise: a start orthogonal to an answer misses it.
+
+    Args:
+        key: A PRNG key.
+        v0: A stack of starting vectors, or None.
+        struct: The structure of one vector.
+        count: How many vectors are needed; for one, the starting vectors are summed up.
+
+    Returns:
+        A stack of `count` vectors, random ones behind those that were given.
+    """
+    noise = vectors.normal(jax.random.fold_in(key, 1), struct, count)
+    if v0 is None:
+        return noise
+    if vectors.count(v0) > count:
+        v0 = jax.tree.map(lambda leaf: leaf.sum(0, keepdims=True), v0)
+    lengths = vectors.stack_norms(v0)
+    share = 0.03 * jnp.where(lengths > 0, lengths, 1) / math.sqrt(vectors.size(struct))
+    share = jnp.concatenate([share, jnp.ones(count - vectors.count(v0), share.dtype)])
+    return vectors.add(vectors.pad(v0, count), scaled_rows(share, noise))
+
+
+def _dense(plan: Plan, operator: LinearOperator):
+    matrix = operator.to_dense(chunk_size=CHUNK)
+    finite = is_usable(matrix)
+    left, s, right_h = jnp.linalg.svd(jnp.where(finite, matrix, jnp.zeros_like(matrix)), full_matrices=False)
+    chosen = slice(s.shape[0] - plan.k, s.shape[0]) if plan.smallest else slice(0, plan.k)
+    u = vectors.from_matrix(left.T[chosen], operator.out_struct)
+    v = vectors.from_matrix(right_h.conj()[chosen], operator.in_struct)
+    count = 0 if isinstance(operator, MatrixOperator) else min(operator.shape)
+    return u, s[chosen], v, s[0], jnp.asarray(count, jnp.int32), finite
+
+
+def banded_shape(operator: LinearOperator) -> banded.Band | None:
+    """Return the shape as a block-banded matrix if that is how `InverseLanczos` factorises the operator."""
+    convolution = preconditioners.convolution_of(operator)
+    # what has products in 16 bits is not the convolution with its kernel in 32
+    return None if convolution is None or isinstance(operator, WorkingOperator) else cheaper_band(convolution[1])
+
+
+def _inverse(plan: Plan, method: InverseLanczos, operator: LinearOperator, key: Any, v0: PyTree):
+    """Find the smallest triplets by a factorisation: as a block-banded matrix, or as a dense one."""
+    wide = operator.shape[0] < operator.shape[1]
+    convolution, band = preconditioners.convolution_of(operator), banded_shape(operator)
+    if convolution is not None and band is not None:
+        finite = is_usable(convolution[0])
+        blocks = banded.band_blocks(jnp.where(finite, convolution[0], jnp.ones_like(convolution[0])), convolution[1])
+        tall = operator.H if wide else operator
+        factors = inverse.banded_factors(band, blocks, tall, key, finite=finite)
+        count = jnp.asarray(4 + plan.k, jnp.int32)
+    else:
+        matrix = operator.to_dense(chunk_size=CHUNK)
+        finite = is_usable(matrix)
+        matrix = jnp.where(finite, matrix, jnp.ones_like(matrix))
+        factors = inverse.dense_factors(matrix.conj().T if wide else matrix, key)
+        count = jnp.asarray(0 if isinstance(operator, MatrixOperator) else min(operator.shape), jnp.int32)
+    start = None
+    if v0 is not None:  # the start lives on the right of A, hence on the left of R^-1
+        start = factors.adjoint_solve(vectors.as_matrix(v0).sum(0)[:, None]).T
+    found = inverse.smallest_triplets(
+        factors, starting_block(key, start, factors.struct, 1)[0], key,
+        k=plan.k, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
+        tol=plan.tol, round_off=plan.round_off, probe=method.probe,
+    )  # fmt: skip
+    u, v = (found.short, found.long) if wide else (found.long, found.short)
+    u = vectors.from_matrix(u, operator.out_struct)
+    v = vectors.from_matrix(v, operator.in_struct)
+    return u, found.values, v, found.largest, count, finite & found.finite
+
+
+def _with_residuals(plan, operator, u, s, v, largest, count, finite) -> SVDResult:
+    """Sort, compute the true residuals, and say how it ended."""
+    order = jnp.argsort(-s)
+    u, v, s = jax.tree.map(lambda rows: rows[order], (u, v, s))
+    forward, backward = operator.matmat(v), operator.rmatmat(u)
+    mismatch = jnp.max(jnp.abs(jax.vmap(vectors.vdot)(u, forward) - jax.vmap(vectors.vdot)(backward, v)))
+    forward = vectors.subtract(forward, scaled_rows(s, u))
+    backward = vectors.subtract(backward, scaled_rows(s, v))
+    residuals = jnp.hypot(vectors.stack_norms(forward), vectors.stack_norms(backward))
+    floor = plan.round_off * jnp.maximum(largest, s[0])
+    finite = finite & jnp.all(jnp.isfinite(residuals)) & jnp.isfinite(floor)
+    by_tol = residuals <= plan.tol * s
+    converged = finite & (by_tol | (residuals <= floor))
+    status = jnp.where(jnp.all(by_tol), int(Status.CONVERGED), int(Status.AT_ROUND_OFF))
+    status = jnp.where(jnp.all(converged), status, int(Status.NOT_CONVERGED))
+    status = jnp.where(finite, status, int(Status.NOT_FINITE)).astype(jnp.int32)
+    nan = jnp.asarray(jnp.nan, s.dtype)
+    s, residuals = jnp.where(finite, s, nan), jnp.where(finite, residuals, nan)
+    result = SVDResult(u, s, v, residuals, converged, (count + 2 * plan.k).astype(jnp.int32), status)
+    return judged(result, jnp.asarray(True), mismatch > MISMATCH * floor, jnp.asarray(False))
+
+
+def scaled_rows(s: jax.Array, rows: PyTree) -> PyTree:
+    """Return the vectors of a stack, each times its number."""
+    return jax.tree.map(lambda leaf: leaf * s.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype), rows)

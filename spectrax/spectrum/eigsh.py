@@ -1,0 +1,223 @@
+"""Extreme eigenpairs of a Hermitian operator, with residuals and derivatives."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectrax import checks, krylov, vectors
+from spectrax.operators import LinearOperator, aslinearoperator
+from spectrax.operators.conversion import MatrixOperator
+from spectrax.operators.precision import in_working_precision
+from spectrax.results import EighResult, Status, raise_unless_successful
+from spectrax.spectrum.decomposition import CHUNK, MISMATCH, is_usable, judged, scaled_rows, starting_block
+from spectrax.spectrum.derivatives import eigenpair_tangents
+from spectrax.spectrum.methods import Dense, InverseLanczos, Lanczos, Method, block_layout, choose
+from spectrax.spectrum.svds import default_tol, own_eps, round_off_floor, stack_of
+
+PyTree = Any
+_ENDS = ("largest", "smallest", "largest_magnitude")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Everything static about one call."""
+
+    k: int
+    which: str
+    method: Dense | Lanczos
+    tol: float
+    eps: float
+    max_steps: int
+    block_size: int
+    subspace_size: int
+    round_off: float
+
+
+def eigsh(
+    A: Any,
+    /,
+    k: int = 1,
+    *,
+    which: str,
+    method: str | Method = "auto",
+    tol: float | None = None,
+    max_matvecs: int | None = None,
+    key: jax.Array | None = None,
+    v0: PyTree | None = None,
+    throw: bool = False,
+) -> EighResult:
+    r"""Return k eigenpairs at an end of the spectrum of a Hermitian operator, A x_i = lambda_i x_i.
+
+    Every pair comes with its residual r_i = \|A x_i - lambda_i x_i\|, computed from the final vector. Some eigenvalue
+    lies within r_i of lambda_i; that no other value was missed rests on the probe of the iterative method. That the
+    operator is Hermitian is tested on the way: inner products <x, A y> and <A x, y> that differ by more than round-off
+    give the status ADJOINT_MISMATCH.
+
+    Args:
+        A: An operator of shape (n, n) whose input and output have the same structure, or anything that
+            `aslinearoperator` takes as one argument.
+        k: How many values, 1 <= k <= n.
+        which: "largest" or "smallest" in algebraic order, or "largest_magnitude".
+        method: "auto" (`Dense` for small operators and where a large part of the spectrum is wanted, `Lanczos`
+            otherwise), or one of these two as an object.
+        tol: Relative residual to reach; default 1e-10 in 64 bits and 1e-6 in 32.
+        max_matvecs: How many products an iterative method may take, checked at restarts; default max(2000, 20 n).
+        key: A PRNG key; required by `Lanczos`, and under "auto" for anything but an explicit matrix that is small
+            enough to be decomposed wholly.
+        v0: Replaces the random start: a stack of vectors, as in `svds`.
+        throw: Raise on the host if the result did not converge.
+
+    Returns:
+        An `EighResult` with `eigenvalues` (descending; by modulus for "largest_magnitude"), `eigenvectors`,
+        `residuals`, `converged`, `num_matvecs` and `status`. 16-bit operators give 32-bit results.
+
+    Raises:
+        ValueError: If an argument is out of its range, a needed key is missing, the operator is not square, or `throw`
+            is used under a trace.
+        TypeError: If A is not an operator or has an integer dtype.
+        SpectraxError: With `throw=True`, if the result did not converge.
+
+    Cost:
+        `Lanczos`: one matvec and 4 p n flops of orthogonalisation a step, subspace p. `Dense`: n matvecs (none for an
+        explicit matrix) and O(n^3). The results need k matvecs more, and k for the test of symmetry.
+
+    Derivatives:
+        d lambda_i = Re(x_i^H dA x_i); vectors through the linear system that they satisfy, with the phase held fixed,
+        NaN where that has no unique solution (repeated values) or was not solved. Forward, reverse, any order.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import spectrax as sx
+        >>> result = sx.eigsh(jnp.diag(jnp.array([1.0, -3.0, 2.0])), which="largest_magnitude")
+        >>> round(float(result.eigenvalues[0]), 5), bool(result.converged[0])
+        (-3.0, True)
+
+    Source:
+        Lanczos 1950; Wu & Simon 2000 (doi:10.1137/S0895479898334605) for the restarts.
+    """
+    given = aslinearoperator(A)
+    operator = in_working_precision(given)
+    m, n = operator.shape
+    if m != n:
+        raise ValueError(f"eigsh needs a square operator, got shape {operator.shape}")
+    checks.same_structure("the output of the operator", operator.out_struct, operator.in_struct)
+    checks.automatic_axes("the operator", operator)
+    checks.choice("which", which, _ENDS)
+    checks.positive_integer("k", k)
+    if k > n:
+        raise ValueError(f"k must be at most n = {n} for an operator of shape {operator.shape}, got {k}")
+    explicit = isinstance(operator, MatrixOperator)
+    if isinstance(method, str):
+        checks.choice("method", method, ("auto",))
+        chosen = choose(operator.shape, k, smallest=False, explicit=explicit)
+        assert isinstance(chosen, Dense | Lanczos)
+    elif not isinstance(method, Dense | Lanczos) or isinstance(method, InverseLanczos):
+        raise TypeError(f"method must be 'auto', Dense() or Lanczos() for eigsh, got {method!r}")
+    else:
+        chosen = method
+    if key is not None:
+        checks.key("key", key)
+    elif isinstance(chosen, Lanczos) or not (explicit or isinstance(method, Dense)):
+        raise ValueError(
+            f"eigsh needs key= (for instance jax.random.key(0)) for method {type(chosen).__name__} on an operator of "
+            f"shape {operator.shape}: only explicit matrices up to the limit of the dense method go without"
+        )
+    if v0 is not None:
+        v0 = stack_of(v0, operator.in_struct)
+    plan = _plan(operator, own_eps(given, operator), k, which, chosen, tol, max_matvecs, v0)
+    result = _jitted(plan, operator, key, v0)
+    return raise_unless_successful(result) if throw else result
+
+
+def _plan(operator, eps, k, which, method, tol, max_matvecs, v0) -> _Plan:
+    n = operator.shape[0]
+    if isinstance(method, Dense):
+        method.check_size(operator)
+    tol = default_tol(operator) if tol is None else tol
+    checks.number_in("tol", tol, 0.0, 1.0, low_open=True)
+    max_matvecs = max(2000, 20 * n) if max_matvecs is None else max_matvecs
+    checks.positive_integer("max_matvecs", max_matvecs)
+    block_size, subspace_size, max_steps = 1, 0, int(max_matvecs)
+    if isinstance(method, Lanczos):
+        block_size, subspace_size = block_layout(method, k, n, 0 if v0 is None else vectors.count(v0))
+        if method.max_restarts is not None:
+            max_steps = min(max_steps, (method.max_restarts + 1) * subspace_size)
+    floor = round_off_floor(operator, eps)
+    return _Plan(int(k), which, method, float(tol), eps, max_steps, block_size, subspace_size, floor)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _decompose(plan: _Plan, operator: LinearOperator, key: Any, v0: PyTree) -> EighResult:
+    operator = jax.lax.stop_gradient(operator)
+    if isinstance(plan.method, Dense):
+        return _dense(plan, operator)
+    matvec, _ = operator.loop_products()
+    found = krylov.eigenpairs(
+        krylov.stacked(matvec), starting_block(key, v0, operator.in_struct, plan.block_size), key,
+        k=plan.k, which=plan.which, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
+        tol=plan.tol / 2, round_off=min(4 * plan.eps, plan.round_off / 2), probe=plan.method.probe,
+    )  # fmt: skip
+    usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
+    result = _with_residuals(plan, operator, found.values, found.right, found.largest, found.num_steps, usable)
+    return judged(
+        result, found.complete, found.mismatch > MISMATCH * plan.round_off, 2 * found.breakdowns > found.num_steps
+    )
+
+
+def _dense(plan: _Plan, operator: LinearOperator) -> EighResult:
+    matrix = operator.to_dense(chunk_size=CHUNK)
+    finite = is_usable(matrix)
+    matrix = jnp.where(finite, matrix, jnp.zeros_like(matrix))
+    adjoint = matrix.conj().T
+    values, columns = jnp.linalg.eigh((matrix + adjoint) / 2)
+    magnitude = jnp.argsort(-jnp.abs(values))
+    order = {"largest": slice(None, None, -1), "smallest": slice(None), "largest_magnitude": magnitude}[plan.which]
+    values, rows = values[order][: plan.k], columns.T[order][: plan.k]
+    count = jnp.asarray(0 if isinstance(operator, MatrixOperator) else operator.shape[0], jnp.int32)
+    largest = jnp.max(jnp.abs(values))
+    result = _with_residuals(
+        plan, operator, values, vectors.from_matrix(rows, operator.in_struct), largest, count, finite
+    )
+    skew = jnp.max(jnp.abs(matrix - adjoint)) > MISMATCH * plan.round_off * jnp.max(jnp.abs(matrix))
+    return judged(result, jnp.asarray(True), skew, jnp.asarray(False))
+
+
+def _with_residuals(plan: _Plan, operator, values, rows, largest, count, finite) -> EighResult:
+    """Sort, compute the true residuals, and say how it ended."""
+    order = jnp.argsort(-jnp.abs(values) if plan.which == "largest_magnitude" else -values)
+    values, rows = jax.tree.map(lambda leaf: leaf[order], (values, rows))
+    image, adjoint_image = operator.matmat(rows), operator.rmatmat(rows)
+    difference = vectors.stack_norms(vectors.subtract(image, adjoint_image))
+    residuals = vectors.stack_norms(vectors.subtract(image, scaled_rows(values, rows)))
+    floor = plan.round_off * jnp.maximum(largest, jnp.max(jnp.abs(values)))
+    finite = finite & jnp.all(jnp.isfinite(residuals)) & jnp.isfinite(floor)
+    by_tol = residuals <= plan.tol * jnp.abs(values)
+    converged = finite & (by_tol | (residuals <= floor))
+    status = jnp.where(jnp.all(by_tol), int(Status.CONVERGED), int(Status.AT_ROUND_OFF))
+    status = jnp.where(jnp.all(converged), status, int(Status.NOT_CONVERGED))
+    status = jnp.where(finite, status, int(Status.NOT_FINITE)).astype(jnp.int32)
+    nan = jnp.asarray(jnp.nan, values.dtype)
+    values, residuals = jnp.where(finite, values, nan), jnp.where(finite, residuals, nan)
+    result = EighResult(values, rows, residuals, converged, (count + 2 * plan.k).astype(jnp.int32), status)
+    return judged(result, jnp.asarray(True), jnp.any(difference > MISMATCH * floor), jnp.asarray(False))
+
+
+@_decompose.defjvp
+def _decompose_jvp(plan, primals, tangents):
+    operator = primals[0]
+    result = _decompose(plan, *primals)
+    values_dot, rows_dot = eigenpair_tangents(
+        operator, tangents[0], result.eigenvalues, result.eigenvectors,
+        materialize=isinstance(plan.method, Dense), tol=plan.tol, eps=plan.eps,
+    )  # fmt: skip
+    nothing = (
+        np.zeros(leaf.shape, jax.dtypes.float0) for leaf in (result.converged, result.num_matvecs, result.status)
+    )
+    return result, EighResult(values_dot, rows_dot, jnp.zeros_like(result.residuals), *nothing)
+
+
+_jitted = jax.jit(_decompose, static_argnums=0)

@@ -1,0 +1,74 @@
+"""Repeated values: a Krylov space from one start holds one copy of each, and none may be missed without a word."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import spectrax as sx
+from spectrax import testing
+
+SHAPE = (150, 120)
+MULTIPLICITIES = (2, 3, 6, 20)
+METHODS = {"lanczos": sx.Lanczos(), "block": sx.Lanczos(block_size=3), "inverse": sx.InverseLanczos()}
+
+
+def bulk(name, count):
+    """Distinct values, descending from 1."""
+    if name == "linear":
+        return testing.linear_decay(count, condition_number=10.0)
+    if name == "geometric":
+        return testing.geometric_decay(count, condition_number=30.0)
+    gaussian = np.random.default_rng(0).normal(size=(count + 30, count))
+    values = np.linalg.svd(gaussian, compute_uv=False)
+    return values / values[0]
+
+
+@functools.cache
+def matrices(spectrum, multiplicity, seeds):
+    """Matrices whose first and last values occur so often, made on the host, and these values."""
+    distinct = bulk(spectrum, SHAPE[1] - 2 * (multiplicity - 1))
+    repeats = np.r_[multiplicity, np.ones(len(distinct) - 2, int), multiplicity]
+    values = np.repeat(distinct, repeats)
+    found = []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, multiplicity])
+        u, v = (np.linalg.qr(rng.normal(size=(size, SHAPE[1])))[0] for size in SHAPE)
+        found.append((u * values) @ v.T)
+    return values, found
+
+
+def count_misses(method, which, spectrum, multiplicity, k, tol, seeds, dtype="float64"):
+    """Return the seeds at which something was missed silently, and how many results claim to have converged."""
+    values, several = matrices(spectrum, multiplicity, tuple(seeds))
+    missed, converged = [], 0
+    round_off = 50 * np.finfo(dtype).eps * values[0]
+    for seed, matrix in zip(seeds, several, strict=True):
+        given = matrix.astype(dtype)
+        result = sx.svds(given, k, which=which, method=METHODS[method], key=jax.random.key(seed), tol=tol)
+        if not bool(result.converged.all()):
+            assert int(result.status) > sx.Status.AT_ROUND_OFF
+            continue
+        converged += 1
+        s, residuals = np.asarray(result.s, np.float64), np.asarray(result.residuals, np.float64)
+        # k values lie at or beyond true[k - 1]: if that is beyond the last of the k found ones, one is not among them
+        if which == "largest":
+            lost = values[k - 1] > s[-1] + residuals[-1] + round_off
+        else:
+            lost = values[-k] < s[0] - residuals[0] - round_off
+        if lost:
+            missed.append(seed)
+    return missed, converged
+
+
+def check(cases, seeds, dtype="float64"):
+    """All cases are run before anything is said, so that one failure shows them all."""
+    failures, runs, claims = {}, 0, 0
+    for case in cases:
+        missed, converged = count_misses(*case, seeds, dtype)
+        runs, claims = runs + len(seeds), claims + converged
+        if missed:
+            failures[case] = missed
+    assert not failures, f"{sum(map(len, failures.values()))} of {runs} missed a value silently: {failures}"
+    assert claims >= 0.9 * runs, f"{claims} of {runs} converged: what is always flagged is of no use"
