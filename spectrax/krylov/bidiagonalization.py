@@ -28,13 +28,13 @@ def step(matmat: Product, rmatmat: Product, state: Factorization) -> Factorizati
     before = jnp.maximum(index - width, 0)
     known = state.coupling.conj().T
     image = vectors.subtract(matmat(block), vectors.combine(known.T, vectors.rows(state.left, before, width)))
-    left = orthonormalize(state.left, image, state.left_phases, state.draws, state.scale)
+    left = orthonormalize(state.left, image, state.left_seed, state.draws, state.scale)
     columns = vectors.set_rows(left.coefficients, index, left.factor)
     columns = columns + vectors.set_rows(jnp.zeros_like(columns), before, known)
     scale = jnp.maximum(state.scale, jnp.max(jnp.abs(columns)))
 
     image = vectors.subtract(rmatmat(left.rows), vectors.combine(left.factor.conj(), block))
-    right = orthonormalize(state.right, image, state.right_phases, state.draws, scale)
+    right = orthonormalize(state.right, image, state.right_seed, state.draws, scale)
     scale = jnp.maximum(scale, jnp.max(jnp.abs(right.factor)))
     deviation = jnp.max(jnp.abs(right.coefficients)) / jnp.where(scale > 0, scale, 1)
     return state._replace(

@@ -11,15 +11,15 @@ among the first, and a random vector, preconditioned, that challenges the answer
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from spectrax import vectors
 from spectrax.krylov.extremes import Triplets
-from spectrax.krylov.orthogonalization import orthonormalize, random_phases
-from spectrax.krylov.projected import projected_svd
+from spectrax.krylov.orthogonalization import direction_seed, orthonormalize
+from spectrax.krylov.two_sided import TwoSidedBases, decompose, restart, row_structure
 
 PyTree = Any
 MatVec = Callable[[PyTree], PyTree]
@@ -29,60 +29,6 @@ _PROBE_STEPS = 16  # at most, and at least:
 _SHORTEST_PROBE = 6
 # how well, relative to its distance from the wanted values, the next one must be known before a probe may end
 _RIVAL_SHARE = 0.25
-
-
-class Davidson(NamedTuple):
-    """The factorisation A V = U B, where it stands, and the residual that the next step grows it by.
-
-    Attributes:
-        count: How many rows of the bases are in use, int32.
-        right: Stack of p rows: the basis V, then zeros.
-        left: Stack of p rows: the basis U, then zeros.
-        projected: The matrix B = U^H A V, shape (p, p), upper triangular.
-        residual: A^H u - s v of the triplet that is worked on.
-        ritz: Coefficients of its right vector, shape (p,).
-        previous: Those of one step before.
-        reference: The wanted values when they were accepted, ascending, shape (k,).
-        accepted: How many of the wanted triplets, from the smallest on, have a small residual, int32.
-        probing: Steps since a random vector was put in to challenge the answer; zero when there is none.
-        queue: Stack of vectors to be put in: those of the start, then those of the challenges.
-        queued: The row of the queue that the next step takes; negative when it takes the residual.
-        challenges: How many challenges there were.
-        right_phases: Random phases of right vectors, for fresh directions after a breakdown.
-        left_phases: The same for left vectors.
-        largest: A lower bound of the norm.
-        num_steps: How many pairs of products were taken.
-        finite: False from the first product on that holds NaN or Inf.
-        done: Whether the wanted triplets were accepted and stood the challenge.
-    """
-
-    count: jax.Array
-    right: PyTree
-    left: PyTree
-    projected: jax.Array
-    residual: PyTree
-    ritz: jax.Array
-    previous: jax.Array
-    reference: jax.Array
-    accepted: jax.Array
-    probing: jax.Array
-    queue: PyTree
-    queued: jax.Array
-    challenges: jax.Array
-    right_phases: PyTree
-    left_phases: PyTree
-    largest: jax.Array
-    num_steps: jax.Array
-    finite: jax.Array
-    done: jax.Array
-
-
-class _Ritz(NamedTuple):
-    """The projected decomposition with the smallest value first: B right_i = values_i left_i, both as rows."""
-
-    left: jax.Array
-    values: jax.Array
-    right: jax.Array
 
 
 def smallest_triplets(
@@ -142,21 +88,21 @@ def smallest_triplets(
     """
     state = init(matvec, rmatvec, precondition, start, left_struct, key, k=k, subspace_size=subspace_size)
 
-    def unfinished(state: Davidson) -> jax.Array:
+    def unfinished(state: TwoSidedBases) -> jax.Array:
         return ~state.done & state.finite & (state.num_steps < max_steps)
 
-    def advance(state: Davidson) -> Davidson:
+    def advance(state: TwoSidedBases) -> TwoSidedBases:
         return step(matvec, rmatvec, precondition, state, k=k, tol=tol, round_off=round_off, probe=probe)
 
-    def has_room(state: Davidson) -> jax.Array:
+    def has_room(state: TwoSidedBases) -> jax.Array:
         return (state.count < subspace_size) & ((state.probing != 1) | (state.count <= k))
 
-    def cycle(state: Davidson) -> Davidson:
+    def cycle(state: TwoSidedBases) -> TwoSidedBases:
         state = jax.lax.while_loop(lambda s: unfinished(s) & has_room(s), advance, state)
         shrunk = restart(state, k=k)
         return jax.tree.map(lambda old, new: jnp.where(unfinished(state), new, old), state, shrunk)
 
-    if subspace_size >= vectors.size(_row_structure(start)):
+    if subspace_size >= vectors.size(row_structure(start)):
         state = jax.lax.while_loop(unfinished, advance, state)
     else:
         state = jax.lax.while_loop(unfinished, cycle, state)
@@ -173,7 +119,7 @@ def init(
     *,
     k: int,
     subspace_size: int,
-) -> Davidson:
+) -> TwoSidedBases:
     """Return the state before the first step.
 
     Args:
@@ -189,7 +135,7 @@ def init(
     Returns:
         Empty bases, and a queue of the start's vectors and of random ones.
     """
-    struct = _row_structure(start)
+    struct = row_structure(start)
     given = vectors.count(start)
     right_key, left_key, random_key, norm_key = jax.random.split(key, 4)
     dtype = vectors.result_dtype(struct)
@@ -210,7 +156,7 @@ def init(
         random = jax.lax.map(lambda vector: _mixed(vector, _usable_or(precondition(vector), vector)), random)
     queue = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), start, random)
     zero = jnp.zeros((), jnp.int32)
-    return Davidson(
+    return TwoSidedBases(
         count=zero,
         right=vectors.zeros(struct, subspace_size),
         left=vectors.zeros(left_struct, subspace_size),
@@ -224,8 +170,8 @@ def init(
         queue=queue,
         queued=zero,
         challenges=zero,
-        right_phases=random_phases(right_key, struct),
-        left_phases=random_phases(left_key, left_struct),
+        right_seed=direction_seed(right_key),
+        left_seed=direction_seed(left_key),
         largest=largest,
         num_steps=jnp.asarray(_NORM_STEPS, jnp.int32),
         finite=jnp.isfinite(largest),
@@ -237,13 +183,13 @@ def step(
     matvec: MatVec,
     rmatvec: MatVec,
     precondition: MatVec | None,
-    state: Davidson,
+    state: TwoSidedBases,
     *,
     k: int,
     tol: float,
     round_off: float,
     probe: bool,
-) -> Davidson:
+) -> TwoSidedBases:
     """Grow both bases by one vector, decompose B, and take the residual of the next triplet to work on.
 
     Args:
@@ -270,9 +216,9 @@ def step(
     direction = vectors.divide(direction, vectors.norm(direction))
     index = state.count
     nought = jnp.zeros((), state.largest.dtype)
-    right = orthonormalize(state.right, _stacked(direction), state.right_phases, state.num_steps, nought)
+    right = orthonormalize(state.right, _stacked(direction), state.right_seed, state.num_steps, nought)
     image = _stacked(matvec(vectors.row(right.rows, 0)))
-    left = orthonormalize(state.left, image, state.left_phases, state.num_steps, state.largest)
+    left = orthonormalize(state.left, image, state.left_seed, state.num_steps, state.largest)
     column = left.coefficients[:, 0].at[index].set(left.factor[0, 0])
     state = state._replace(
         count=index + 1,
@@ -286,10 +232,10 @@ def step(
     return _examine(rmatvec, state, k, tol, round_off, probe)
 
 
-def _examine(rmatvec: MatVec, state: Davidson, k: int, tol: float, round_off: float, probe: bool) -> Davidson:
+def _examine(rmatvec: MatVec, state: TwoSidedBases, k: int, tol: float, round_off: float, probe: bool) -> TwoSidedBases:
     """Accept the triplet that was worked on if its residual is small, and choose what the next step works on."""
-    size = vectors.size(_row_structure(state.right))
-    ritz = _decompose(state)
+    size = vectors.size(row_structure(state.right))
+    ritz = decompose(state)
     target = jnp.minimum(jnp.minimum(state.accepted, min(k, size - 1)), state.count - 1)
     value = ritz.values[target]
     residual = vectors.subtract(
@@ -335,70 +281,16 @@ def _examine(rmatvec: MatVec, state: Davidson, k: int, tol: float, round_off: fl
     )
 
 
-def restart(state: Davidson, *, k: int) -> Davidson:
-    """Shrink the bases to the smallest Ritz vectors and the vector of the step before.
-
-    At the beginning of a challenge the accepted triplets alone are kept, so that what comes up next is new.
-
-    Args:
-        state: The state with full bases, or at the beginning of a challenge.
-        k: How many triplets are wanted.
-
-    Returns:
-        The state with bases of a third of their size, at least k + 2, or of size k.
-    """
-    subspace_size = state.ritz.shape[0]
-    kept = _kept(k, subspace_size)
-    all_ritz = _decompose(state)
-    # the left Ritz vectors come from the decomposition: B q / s would hold the round-off of B over s
-    smallest = _Ritz(all_ritz.left[:kept], all_ritz.values[:kept], all_ritz.right[:kept])
-    extra = _without(smallest.right, state.previous)
-    size = vectors.norm(extra)
-    known = size <= 1e3 * float(jnp.finfo(size.dtype).eps)
-    extra = _without(smallest.right, extra / jnp.where(known, 1, size).astype(extra.dtype))
-    image = _without(smallest.left, jnp.matmul(state.projected, extra, precision=vectors.HIGHEST))
-    length = vectors.norm(image)
-    new = ~known & (length > float(jnp.finfo(length.dtype).eps) * state.largest)
-    right = jnp.concatenate([smallest.right, jnp.where(new, extra, all_ritz.right[kept])[None]])
-    left = jnp.where(new, image / jnp.where(new, length, 1).astype(image.dtype), all_ritz.left[kept])
-    left = jnp.concatenate([smallest.left, left[None]])
-    diagonal = jnp.append(smallest.values, jnp.where(new, length, all_ritz.values[kept]))
-    count = jnp.where(state.probing == 1, k, kept + 1).astype(jnp.int32)
-    in_use = jnp.arange(kept + 1, dtype=jnp.int32) < count
-    left, right = jnp.where(in_use[:, None], left, 0), jnp.where(in_use[:, None], right, 0)
-    room = (0, subspace_size - (kept + 1))
-    ritz = jnp.pad(jnp.matmul(right.conj(), state.ritz, precision=vectors.HIGHEST), room)
-    return state._replace(
-        count=count,
-        right=vectors.pad(vectors.combine(right, state.right), subspace_size),
-        left=vectors.pad(vectors.combine(left, state.left), subspace_size),
-        projected=jnp.diag(jnp.pad(jnp.where(in_use, diagonal, 0), room)).astype(state.projected.dtype),
-        ritz=ritz,
-        previous=ritz,
-    )
-
-
-def _without(rows: jax.Array, w: jax.Array) -> jax.Array:
-    """Return w without its components along orthonormal rows."""
-    for _ in range(2):
-        w = w - jnp.matmul(jnp.matmul(rows.conj(), w, precision=vectors.HIGHEST), rows, precision=vectors.HIGHEST)
-    return w
-
-
-def _kept(k: int, subspace_size: int) -> int:
-    return min(max(k + 1, subspace_size // 3), subspace_size - 2)
-
-
-def finalize(state: Davidson, *, k: int) -> Triplets:
+def finalize(state: TwoSidedBases, *, k: int) -> Triplets:
     """Return the k smallest triplets of the state, in descending order."""
     # accepted triplets are the first rows; those of the challenge behind them would only bring round-off into them
-    alone = (state.probing > 1) & state.done & (state.count < vectors.size(_row_structure(state.right)))
+    alone = (state.probing > 1) & state.done & (state.count < vectors.size(row_structure(state.right)))
     in_use = jnp.arange(state.ritz.shape[0], dtype=jnp.int32) < jnp.where(alone, k, state.count)
     state = state._replace(
         count=jnp.where(alone, k, state.count).astype(jnp.int32),
         projected=jnp.where(in_use & in_use[:, None], state.projected, 0),
     )
-    ritz = _decompose(state)
+    ritz = decompose(state)
     return Triplets(
         left=vectors.combine(ritz.left[:k][::-1], state.left),
         values=ritz.values[:k][::-1],
@@ -410,19 +302,6 @@ def finalize(state: Davidson, *, k: int) -> Triplets:
         mismatch=jnp.zeros_like(state.largest),
         breakdowns=jnp.zeros((), jnp.int32),
     )
-
-
-def _decompose(state: Davidson) -> _Ritz:
-    """Decompose B; rows that are not in use get values above all others."""
-    unused = jnp.arange(state.ritz.shape[0], dtype=jnp.int32) >= state.count
-    above = jnp.where(state.largest > 0, 2 * state.largest, 1)
-    projected = state.projected + jnp.diag(jnp.where(unused, above, 0)).astype(state.projected.dtype)
-    left, values, right_h = projected_svd(jnp.where(state.finite, projected, jnp.zeros_like(projected)))
-    return _Ritz(left.T[::-1], values[::-1], right_h.conj()[::-1])
-
-
-def _row_structure(stack: PyTree) -> PyTree:
-    return jax.tree.map(lambda rows: jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype), stack)
 
 
 def _stacked(vector: PyTree) -> PyTree:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import vectors
-from spectrax.krylov.orthogonalization import orthonormalize, random_phases
+from spectrax.krylov.orthogonalization import direction_seed, orthonormalize, random_rows
 
 PyTree = Any
 Product = Callable[[PyTree], PyTree]
@@ -27,8 +27,8 @@ class Factorization(NamedTuple):
         coupling: K, shape (b, b): what the operator left outside of the bases at the last step.
         scale: The largest entry of B and K so far, to tell a breakdown by.
         mismatch: The largest inner product <u, A v> that came out otherwise as <A^H u, v>, over `scale`.
-        right_phases: Random phases of right vectors, for fresh directions after a breakdown.
-        left_phases: The same for left vectors; None for a Hermitian operator.
+        right_seed: Where fresh right directions come from, after a breakdown.
+        left_seed: The same for left vectors.
         draws: How many fresh directions were asked for, int32.
         breakdowns: How many of them were needed because a recurrence broke down, int32.
         finite: False from the first product on that holds NaN or Inf.
@@ -41,8 +41,8 @@ class Factorization(NamedTuple):
     coupling: jax.Array
     scale: jax.Array
     mismatch: jax.Array
-    right_phases: PyTree
-    left_phases: PyTree
+    right_seed: jax.Array
+    left_seed: jax.Array
     draws: jax.Array
     breakdowns: jax.Array
     finite: jax.Array
@@ -76,19 +76,25 @@ def init(key: jax.Array, start: PyTree, left_struct: PyTree | None, subspace_siz
     real = vectors.real_dtype(dtype)
     right_key, left_key = jax.random.split(key)
     right = vectors.zeros(right_struct, subspace_size + width)
-    right_phases = random_phases(right_key, right_struct)
+    right_seed = direction_seed(right_key)
     nought = jnp.zeros((), real)
-    first = orthonormalize(right, start, right_phases, jnp.zeros((), jnp.int32), nought)
+    if width == 1:  # the second copy of a program that would be needed for more
+        length = vectors.norm(start)
+        fresh = random_rows(right_seed, jnp.zeros((), jnp.int32), start)
+        fresh = vectors.divide(fresh, vectors.norm(fresh))
+        rows = vectors.select((length == 0)[None], fresh, vectors.divide(start, length))
+    else:
+        rows = orthonormalize(right, start, right_seed, jnp.zeros((), jnp.int32), nought).rows
     return Factorization(
         size=jnp.zeros((), jnp.int32),
-        right=vectors.set_rows(right, 0, first.rows),
+        right=vectors.set_rows(right, 0, rows),
         left=None if left_struct is None else vectors.zeros(left_struct, subspace_size),
         projected=jnp.zeros((subspace_size, subspace_size), dtype),
         coupling=jnp.zeros((width, width), dtype),
         scale=nought,
         mismatch=nought,
-        right_phases=right_phases,
-        left_phases=None if left_struct is None else random_phases(left_key, left_struct),
+        right_seed=right_seed,
+        left_seed=direction_seed(left_key),
         draws=jnp.asarray(width, jnp.int32),
         breakdowns=jnp.zeros((), jnp.int32),
         finite=jnp.ones((), bool),

@@ -40,7 +40,7 @@ class _Pass(NamedTuple):
 
 
 def orthonormalize(
-    basis: PyTree, block: PyTree, phases: PyTree, number: jax.Array, scale: jax.Array, *, passes: int = 2
+    basis: PyTree, block: PyTree, seed: jax.Array, number: jax.Array, scale: jax.Array, *, passes: int = 2
 ) -> Orthonormalized:
     """Remove from each vector of a block its components along an orthonormal basis, and orthonormalise what is left.
 
@@ -54,7 +54,7 @@ def orthonormalize(
     Args:
         basis: A stack of `count` orthonormal or zero vectors.
         block: A stack of vectors.
-        phases: The `random_phases` that fresh directions come from.
+        seed: The `direction_seed` that fresh directions come from.
         number: Which of the fresh directions to take first; another number gives other ones.
         scale: The size of the operator, to tell round-off by; zero if it is not known yet.
         passes: How often the projection is taken at most.
@@ -87,7 +87,7 @@ def orthonormalize(
         size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(coefficients)), jnp.max(left)), scale)
         replace = (remaining == 0) & ~state.replaced & (left <= 8 * eps * size)
         rows = jax.lax.cond(
-            jnp.any(replace), lambda: vectors.select(replace, _fresh(phases, number, rows), rows), lambda: rows
+            jnp.any(replace), lambda: vectors.select(replace, random_rows(seed, number, rows), rows), lambda: rows
         )
         return _Pass(
             remaining=jnp.where(jnp.any(replace), _FRESH_PASSES, remaining),
@@ -146,30 +146,43 @@ def _triangular(block: PyTree, removed: jax.Array) -> tuple[PyTree, jax.Array]:
     return jax.lax.fori_loop(0, width, reduce, (nothing, jnp.zeros((width, width), dtype)))
 
 
-def random_phases(key: jax.Array, struct: PyTree) -> PyTree:
-    """Return angles uniform in [0, 2 pi), one for each entry of a vector: the source of fresh directions."""
-    leaves, treedef = jax.tree.flatten(struct)
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten(
-        [
-            jax.random.uniform(k, leaf.shape, vectors.real_dtype(leaf.dtype), maxval=2 * jnp.pi)
-            for k, leaf in zip(keys, leaves, strict=True)
-        ]
-    )
+def direction_seed(key: jax.Array) -> jax.Array:
+    """Return the number that fresh directions come from, uint32."""
+    return jax.random.bits(key, (), jnp.uint32)
 
 
-def _fresh(phases: PyTree, number: jax.Array, like: PyTree) -> PyTree:
-    """Return rows cos(j theta), or exp(i j theta), for random phases theta and j = number + 1, number + 2, ...
+def random_rows(seed: jax.Array, number: jax.Array, like: PyTree) -> PyTree:
+    """Return a stack of random vectors with entries uniform in [-1, 1), other ones for each number.
 
-    For different numbers these are uncorrelated random vectors; drawing Gaussian ones in the loop would double its
-    compile time.
+    Args:
+        seed: From `direction_seed`.
+        number: Which of the vectors comes first, int32.
+        like: A stack of vectors, for structure, shapes and dtypes.
+
+    Returns:
+        A stack of as many vectors.
+
+    Each entry is a hash of its place. Drawing with a key would take three quarters of the compile time of a step, since
+    the program of JAX's generator is long and stands in it once for each leaf.
     """
+    leaves, treedef = jax.tree.flatten(like)
+    drawn = []
+    for place, leaf in enumerate(leaves):
+        parts = 2 if vectors.is_complex(leaf.dtype) else 1
+        real = vectors.real_dtype(leaf.dtype)
+        index = jnp.zeros(leaf.shape[1:], jnp.uint32)
+        for axis, extent in enumerate(leaf.shape[1:]):
+            index = index * jnp.uint32(extent) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape[1:], axis)
+        rows = (number + jnp.arange(leaf.shape[0], dtype=number.dtype)).astype(jnp.uint32)
+        salts = [_hash(_hash(_hash(seed) + jnp.uint32(2 * place + part)) + rows) for part in range(parts)]
+        draws = [_hash(index ^ salt.reshape((-1,) + (1,) * index.ndim)) for salt in salts]
+        numbers = [draw.astype(real) * jnp.asarray(2.0**-31, real) - 1 for draw in draws]
+        drawn.append(jax.lax.complex(*numbers) if parts == 2 else numbers[0])
+    return treedef.unflatten(drawn)
 
-    def draw(angles: jax.Array, leaf: jax.Array) -> jax.Array:
-        numbers = number + 1 + jnp.arange(leaf.shape[0], dtype=number.dtype)
-        angles = angles * numbers.astype(angles.dtype).reshape((-1,) + (1,) * angles.ndim)
-        if vectors.is_complex(leaf.dtype):
-            return jax.lax.complex(jnp.cos(angles), jnp.sin(angles))
-        return jnp.cos(angles)
 
-    return jax.tree.map(draw, phases, like)
+def _hash(x: jax.Array) -> jax.Array:
+    """Mix the bits of 32-bit integers: the finaliser of MurmurHash3 (Appleby 2011, public domain)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

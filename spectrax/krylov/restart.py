@@ -181,7 +181,7 @@ def restarted(
             orthonormalize(
                 right,
                 vectors.scale(jnp.where(missed, 1, 0), best),  # zero vectors are replaced by fresh ones
-                bases.right_phases,
+                bases.right_seed,
                 bases.draws,
                 jnp.zeros_like(bases.scale),
             ).rows

@@ -28,7 +28,7 @@ def step(matmat: Product, state: Factorization) -> Factorization:
     image = vectors.subtract(matmat(block), vectors.combine(known.T, vectors.rows(state.right, before, width)))
     own = vectors.gram(block, image)
     image = vectors.subtract(image, vectors.combine(own.T, block))
-    found = orthonormalize(state.right, image, state.right_phases, state.draws, state.scale)
+    found = orthonormalize(state.right, image, state.right_seed, state.draws, state.scale)
     measured = found.coefficients[: state.projected.shape[0]]
     surplus = jnp.where(jnp.any(known != 0), vectors.rows(measured, before, width), 0)  # not known after a restart
     columns = measured + vectors.set_rows(jnp.zeros_like(measured), before, known)

@@ -1,7 +1,10 @@
 """Operators in the dtype to compute in."""
 
+import jax
+
 from spectrax import vectors
 from spectrax.operators.conversion import MatrixOperator
+from spectrax.operators.convolution import ConvolutionGeometry, ConvolutionOperator
 from spectrax.operators.linear_operator import LinearOperator, register
 
 
@@ -37,3 +40,11 @@ def in_working_precision(operator: LinearOperator) -> LinearOperator:
     if isinstance(operator, MatrixOperator):
         return MatrixOperator(operator.matrix.astype(vectors.working_dtype(operator.dtype)))
     return WorkingOperator(operator)
+
+
+def convolution_of(operator: LinearOperator) -> tuple[jax.Array, ConvolutionGeometry] | None:
+    """Return the kernel, in the dtype to compute in, and the geometry of a convolution; None for other operators."""
+    inner = operator.operator if isinstance(operator, WorkingOperator) else operator
+    if not isinstance(inner, ConvolutionOperator):
+        return None
+    return inner.kernel.astype(vectors.working_dtype(inner.kernel.dtype)), inner.geometry

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from spectrax import krylov, vectors
 from spectrax.operators import LinearOperator, banded
 from spectrax.operators.conversion import MatrixOperator
-from spectrax.operators.precision import WorkingOperator
+from spectrax.operators.precision import WorkingOperator, convolution_of
 from spectrax.results import EighResult, Status, SVDResult
 from spectrax.spectrum import inverse, preconditioners
-from spectrax.spectrum.methods import Davidson, Dense, Fallback, InverseLanczos, Lanczos, Method, cheaper_band
+from spectrax.spectrum.methods import Davidson, Dense, Fallback, InverseLanczos, Lanczos, Method, cheaper_band, is_plain
 
 PyTree = Any
 Result = TypeVar("Result", SVDResult, EighResult)
@@ -89,7 +89,7 @@ def _davidson(plan: Plan, method: Davidson, operator: LinearOperator, key, v0, p
     tall = operator.H if wide else operator
     count = jnp.zeros((), jnp.int32)
     if preconditioner is None:
-        preconditioner, products = preconditioners.automatic(method.preconditioner, operator, key)
+        preconditioner, products = _automatic(method.preconditioner, operator, key)
         count = count + products
     matvec, rmatvec = tall.loop_products()
     precondition = None if preconditioner is None else preconditioner.loop_products()[0]
@@ -106,6 +106,25 @@ def _davidson(plan: Plan, method: Davidson, operator: LinearOperator, key, v0, p
     # a small residual may be that of another singular value: only what stood the challenge has converged
     no = jnp.zeros((), bool)
     return judged(result, found.num_steps < plan.max_steps, no, no)
+
+
+def _automatic(choice: str, operator: LinearOperator, key: jax.Array) -> tuple[LinearOperator | None, int]:
+    """Return the preconditioner that the name stands for, and how many products of the operator it took.
+
+    Args:
+        choice: "circulant", "sketch", "none", or "auto": the first of them that the operator allows.
+        operator: The operator, in the dtype to compute in.
+        key: A PRNG key.
+
+    Returns:
+        An operator on the shorter side, or None, and the number of products.
+    """
+    convolution = convolution_of(operator)
+    if choice == "circulant" or (choice == "auto" and convolution is not None and is_plain(convolution[1])):
+        return preconditioners.circulant(operator), 0
+    if choice in ("auto", "sketch"):
+        return preconditioners.sketched(operator, jax.random.fold_in(key, 7)), min(operator.shape)
+    return None, 0
 
 
 def _lanczos(plan: Plan, method: Lanczos, operator: LinearOperator, key: Any, v0: PyTree) -> SVDResult:
@@ -189,7 +208,7 @@ def _dense(plan: Plan, operator: LinearOperator):
 
 def banded_shape(operator: LinearOperator) -> banded.Band | None:
     """Return the shape as a block-banded matrix if that is how `InverseLanczos` factorises the operator."""
-    convolution = preconditioners.convolution_of(operator)
+    convolution = convolution_of(operator)
     # what has products in 16 bits is not the convolution with its kernel in 32
     return None if convolution is None or isinstance(operator, WorkingOperator) else cheaper_band(convolution[1])
 
@@ -197,7 +216,7 @@ def banded_shape(operator: LinearOperator) -> banded.Band | None:
 def _inverse(plan: Plan, method: InverseLanczos, operator: LinearOperator, key: Any, v0: PyTree):
     """Find the smallest triplets by a factorisation: as a block-banded matrix, or as a dense one."""
     wide = operator.shape[0] < operator.shape[1]
-    convolution, band = preconditioners.convolution_of(operator), banded_shape(operator)
+    convolution, band = convolution_of(operator), banded_shape(operator)
     if convolution is not None and band is not None:
         finite = is_usable(convolution[0])
         blocks = banded.band_blocks(jnp.where(finite, convolution[0], jnp.ones_like(convolution[0])), convolution[1])

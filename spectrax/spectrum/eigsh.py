@@ -214,10 +214,12 @@ def _decompose_jvp(plan, primals, tangents):
         operator, tangents[0], result.eigenvalues, result.eigenvectors,
         materialize=isinstance(plan.method, Dense), tol=plan.tol, eps=plan.eps,
     )  # fmt: skip
-    nothing = (
-        np.zeros(leaf.shape, jax.dtypes.float0) for leaf in (result.converged, result.num_matvecs, result.status)
-    )
-    return result, EighResult(values_dot, rows_dot, jnp.zeros_like(result.residuals), *nothing)
+    converged, count, status = (_float0(leaf) for leaf in (result.converged, result.num_matvecs, result.status))
+    return result, EighResult(values_dot, rows_dot, jnp.zeros_like(result.residuals), converged, count, status)
+
+
+def _float0(array: jax.Array) -> Any:
+    return np.zeros(array.shape, jax.dtypes.float0)
 
 
 _jitted = jax.jit(_decompose, static_argnums=0)

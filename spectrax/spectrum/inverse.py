@@ -229,8 +229,8 @@ def banded_factors(
     eps = float(jnp.finfo(blocks.dtype).eps)
     matvec, rmatvec = tall.loop_products()
     vector = vectors.normal(jax.random.fold_in(key, 2), tall.in_struct)
-    for product in (matvec, rmatvec, matvec, rmatvec):  # power iteration
-        vector = product(vectors.divide(vector, vectors.norm(vector)))
+    for apply in (matvec, rmatvec, matvec, rmatvec):  # power iteration
+        vector = apply(vectors.divide(vector, vectors.norm(vector)))
     largest = jnp.where(finite, vectors.norm(vector), 1)
     blocks = blocks / jnp.where(largest > 0, largest, 1).astype(blocks.dtype)
     factors = banded.factorize(band, blocks, key=key)

@@ -15,9 +15,9 @@ import numpy as np
 
 from spectrax import checks, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
-from spectrax.operators.convolution import ConvolutionGeometry, ConvolutionOperator
+from spectrax.operators.convolution import ConvolutionGeometry
 from spectrax.operators.linear_operator import register
-from spectrax.operators.precision import WorkingOperator, in_working_precision
+from spectrax.operators.precision import convolution_of, in_working_precision
 from spectrax.spectrum.convolution import conv_symbol
 from spectrax.spectrum.methods import is_plain
 
@@ -138,8 +138,10 @@ def sketched(A: Any, /, key: jax.Array, *, chunk_size: int = _MATERIALIZE_CHUNK)
     Example:
         >>> import jax, jax.numpy as jnp
         >>> import spectrax as sx
-        >>> M = sx.preconditioners.sketched(jnp.ones((50, 1)), jax.random.key(0))
-        >>> bool(0.25 < float((M @ jnp.ones(1))[0]) * 50 < 4)
+        >>> A = jnp.stack([jnp.ones(50), 1e-3 * jnp.arange(50.0)], axis=1)
+        >>> M = sx.preconditioners.sketched(A, jax.random.key(0)).to_dense()
+        >>> exact = jnp.linalg.inv(A.T @ A)
+        >>> bool(0.1 < (M[1, 1] / M[0, 0]) / (exact[1, 1] / exact[0, 0]) < 10)
         True
 
     Source:
@@ -228,33 +230,6 @@ def _inverse_symbols(kernels, sizes, geometry: ConvolutionGeometry, real: bool, 
     floored = jnp.maximum(s / jnp.where(largest > 0, largest, 1), _SYMBOL_FLOOR)
     scaled = basis / jnp.square(floored).astype(basis.dtype)[..., None, :]
     return jnp.matmul(scaled, jnp.swapaxes(basis, -1, -2).conj(), precision=vectors.HIGHEST)
-
-
-def convolution_of(operator: LinearOperator) -> tuple[jax.Array, ConvolutionGeometry] | None:
-    """Return the kernel, in the dtype to compute in, and the geometry of a convolution; None for other operators."""
-    inner = operator.operator if isinstance(operator, WorkingOperator) else operator
-    if not isinstance(inner, ConvolutionOperator):
-        return None
-    return inner.kernel.astype(vectors.working_dtype(inner.kernel.dtype)), inner.geometry
-
-
-def automatic(choice: str, operator: LinearOperator, key: jax.Array) -> tuple[LinearOperator | None, int]:
-    """Return the preconditioner that the name stands for, and how many products of the operator it took.
-
-    Args:
-        choice: "circulant", "sketch", "none", or "auto": the first of them that the operator allows.
-        operator: The operator, in the dtype to compute in.
-        key: A PRNG key.
-
-    Returns:
-        An operator on the shorter side, or None, and the number of products.
-    """
-    convolution = convolution_of(operator)
-    if choice == "circulant" or (choice == "auto" and convolution is not None and is_plain(convolution[1])):
-        return circulant(operator), 0
-    if choice in ("auto", "sketch"):
-        return sketched(operator, jax.random.fold_in(key, 7)), min(operator.shape)
-    return None, 0
 
 
 def _tall(operator: LinearOperator) -> LinearOperator:

@@ -13,9 +13,8 @@ import numpy as np
 from spectrax import checks, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
-from spectrax.operators.precision import in_working_precision
+from spectrax.operators.precision import convolution_of, in_working_precision
 from spectrax.results import SVDResult, raise_unless_successful
-from spectrax.spectrum import preconditioners
 from spectrax.spectrum.decomposition import Plan, banded_shape, decompose
 from spectrax.spectrum.derivatives import triplet_tangents
 from spectrax.spectrum.methods import (
@@ -161,7 +160,7 @@ def resolve_method(A: Any, k: int, *, which: str, method: str | Method, precondi
         checks.choice("method", method, ("auto",))
         if preconditioned and which == "largest":
             raise ValueError("a preconditioner is for the smallest singular values: use which='smallest'")
-        convolution = preconditioners.convolution_of(operator)
+        convolution = convolution_of(operator)
         return choose(
             operator.shape, k, smallest=which == "smallest", explicit=isinstance(operator, MatrixOperator),
             geometry=None if convolution is None else convolution[1], preconditioned=preconditioned,

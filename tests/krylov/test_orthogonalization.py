@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from spectrax.krylov.orthogonalization import orthonormalize, random_phases
+from spectrax.krylov.orthogonalization import direction_seed, orthonormalize, random_rows
 
 DTYPES = ["float32", "complex64", "float64", "complex128"]
 
@@ -33,9 +33,9 @@ class One(NamedTuple):
 
 
 def run_block(basis, block, *, scale=0.0, number=0, passes=2):
-    phases = random_phases(jax.random.key(3), jax.ShapeDtypeStruct(block.shape[1:], block.dtype))
+    seed = direction_seed(jax.random.key(3))
     real = jnp.finfo(block.dtype).dtype
-    return orthonormalize(basis, block, phases, jnp.int32(number), jnp.asarray(scale, real), passes=passes)
+    return orthonormalize(basis, block, seed, jnp.int32(number), jnp.asarray(scale, real), passes=passes)
 
 
 def run(basis, w, **options):
@@ -144,8 +144,26 @@ def test_pytrees_are_one_space(x64):
     def split(rows):
         return {"a": jnp.asarray(rows[..., :4]).reshape(*rows.shape[:-1], 2, 2), "b": jnp.asarray(rows[..., 4:])}
 
-    struct = jax.eval_shape(lambda: split(w))
-    phases = random_phases(jax.random.key(3), struct)
-    found = orthonormalize(split(q.T), split(w[None]), phases, jnp.int32(0), jnp.float64(0))
+    seed = direction_seed(jax.random.key(3))
+    found = orthonormalize(split(q.T), split(w[None]), seed, jnp.int32(0), jnp.float64(0))
     assert_allclose(found.coefficients[:, 0], q.T @ w, atol=1e-14)
     assert_allclose(found.factor[0, 0], np.linalg.norm(w - q @ (q.T @ w)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_rows_are_random(dtype, x64):
+    """Mean zero, variance a third, and uncorrelated between entries, leaves, numbers and seeds."""
+    like = {"a": jnp.zeros((3, 40, 100), dtype), "b": jnp.zeros((3, 1000), dtype)}
+    drawn = []
+    for seed, number in ((5, 0), (5, 3), (6, 0)):
+        leaves = jax.tree.leaves(random_rows(jnp.uint32(seed), jnp.int32(number), like))
+        drawn.append(np.concatenate([np.asarray(leaf).reshape(3, -1) for leaf in leaves], axis=1))
+    rows = np.concatenate(drawn)
+    if np.iscomplexobj(rows):
+        rows = np.concatenate([rows.real, rows.imag])
+    count = rows.shape[1]
+    assert (np.abs(rows) <= 1).all()
+    assert_allclose(rows.mean(1), 0, atol=5 * (1 / 3 / count) ** 0.5)
+    assert_allclose(rows @ rows.T / count, np.eye(len(rows)) / 3, atol=5 / 3 / count**0.5)
+    for shift in (1, 2, 40, 100, 4000):
+        assert_allclose((rows[:, shift:] * rows[:, :-shift]).mean(1), 0, atol=5 / 3 / (count - shift) ** 0.5)

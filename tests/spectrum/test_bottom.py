@@ -70,8 +70,8 @@ def test_convolutions_without_an_inverse(x64):
         assert_allclose(result.s, np.zeros(3), atol=1e-13)
     for bad in (np.nan, np.inf):
         operator = sx.conv_operator(A.kernel.at[0, 0, 0, 0].set(bad), (6, 6), padding="SAME")
-        for method in (sx.InverseLanczos(), sx.Davidson(), sx.Fallback(sx.Davidson(), sx.InverseLanczos())):
-            result = smallest(operator, method)
+        for method, k in ((sx.InverseLanczos(), 3), (sx.Fallback(sx.Davidson(), sx.Dense()), 1)):
+            result = smallest(operator, method, k)
             assert int(result.status) == sx.Status.NOT_FINITE
             assert np.isnan(result.s).all()
 
@@ -115,7 +115,7 @@ def test_a_sketch_is_right_or_flagged(dtype, exponents, wide, x64):
 def test_a_fallback_takes_the_second_method_only_where_it_must(x64):
     easy = testing.with_singular_values(KEY, np.r_[np.linspace(2, 1, 39), 0.1], (48, 40), "float64").to_dense()
     hard = testing.with_singular_values(KEY, np.geomspace(1, 1e-9, 40), (48, 40), "float64").to_dense()
-    first, then = sx.Lanczos(max_restarts=3), sx.InverseLanczos()
+    first, then = sx.Lanczos(max_restarts=3), sx.Dense()
     method = sx.Fallback(first, then)
     assert int(smallest(easy, method).num_matvecs) == int(smallest(easy, first).num_matvecs)
     spent = int(smallest(hard, first).num_matvecs) + int(smallest(hard, then).num_matvecs)
@@ -125,8 +125,8 @@ def test_a_fallback_takes_the_second_method_only_where_it_must(x64):
         testing.assert_singular_values(jax.tree.map(lambda leaf, i=i: leaf[i], batch), A, which="smallest")
     assert bool(batch.converged.all())
     # where both fail the better bound is kept
-    few, more = sx.Lanczos(max_restarts=1), sx.Lanczos(max_restarts=9)
-    assert_allclose(smallest(hard, sx.Fallback(more, few)).s, smallest(hard, more).s, rtol=1e-12)
+    few = sx.Lanczos(max_restarts=1)
+    assert_allclose(smallest(hard, sx.Fallback(first, few)).s, smallest(hard, first).s, rtol=1e-12)
 
 
 def test_derivatives_of_every_method(x64):
@@ -142,7 +142,7 @@ def test_derivatives_of_every_method(x64):
 
     zero, step = jnp.float64(0), 1e-5
     expected = (f(step, sx.Dense()) - f(-step, sx.Dense())) / (2 * step)
-    for method in (sx.Davidson(), sx.InverseLanczos(), sx.Fallback(sx.Davidson(max_steps=9), sx.InverseLanczos())):
+    for method in (sx.Davidson(), sx.Fallback(sx.Davidson(max_steps=9), sx.Dense())):
         assert_allclose(jax.grad(f)(zero, method), expected, rtol=1e-6)
 
 

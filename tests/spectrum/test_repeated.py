@@ -12,6 +12,7 @@ from spectrax import testing
 SHAPE = (150, 120)
 MULTIPLICITIES = (2, 3, 6, 20)
 METHODS = {"lanczos": sx.Lanczos(), "block": sx.Lanczos(block_size=3), "inverse": sx.InverseLanczos()}
+UNCHALLENGED = {"unchallenged": sx.Lanczos(probe=False)}
 
 
 def bulk(name, count):
@@ -43,10 +44,11 @@ def count_misses(method, which, spectrum, multiplicity, k, tol, seeds, dtype="fl
     """Return the seeds at which something was missed silently, and how many results claim to have converged."""
     values, several = matrices(spectrum, multiplicity, tuple(seeds))
     missed, converged = [], 0
+    method = {**METHODS, **UNCHALLENGED}[method]
     round_off = 50 * np.finfo(dtype).eps * values[0]
     for seed, matrix in zip(seeds, several, strict=True):
         given = matrix.astype(dtype)
-        result = sx.svds(given, k, which=which, method=METHODS[method], key=jax.random.key(seed), tol=tol)
+        result = sx.svds(given, k, which=which, method=method, key=jax.random.key(seed), tol=tol)
         if not bool(result.converged.all()):
             assert int(result.status) > sx.Status.AT_ROUND_OFF
             continue
@@ -72,3 +74,58 @@ def check(cases, seeds, dtype="float64"):
             failures[case] = missed
     assert not failures, f"{sum(map(len, failures.values()))} of {runs} missed a value silently: {failures}"
     assert claims >= 0.9 * runs, f"{claims} of {runs} converged: what is always flagged is of no use"
+
+
+# One program for each number of values and each tolerance: a few of them here, and all in the slow suite.
+@pytest.mark.parametrize(
+    ("method", "which", "multiplicity", "extra", "tol"),
+    [
+        ("lanczos", "largest", 2, 1, 1e-2),
+        ("lanczos", "largest", 6, 0, 1e-6),
+        ("lanczos", "smallest", 3, 0, 1e-4),
+        ("inverse", "smallest", 3, 1, 1e-10),
+    ],
+)
+def test_no_copy_is_missed(method, which, multiplicity, extra, tol, x64):
+    spectra = ("linear", "geometric", "marchenko-pastur")
+    check([(method, which, name, multiplicity, multiplicity + extra, tol) for name in spectra], range(20))
+
+
+def test_the_count_can_tell(x64):
+    """Without the challenge copies are missed in silence, and this file's count says so."""
+    missed, converged = count_misses("unchallenged", "largest", "linear", 6, 6, 1e-6, range(20))
+    assert converged >= 15
+    assert len(missed) >= 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("multiplicity", MULTIPLICITIES)
+@pytest.mark.parametrize(
+    ("method", "which"),
+    [
+        (method, which)
+        for method in METHODS
+        for which in ("largest", "smallest")
+        if (method, which) != ("inverse", "largest")
+    ],
+)
+def test_no_copy_is_missed_anywhere(method, which, multiplicity, extra, x64):
+    cases = [
+        (method, which, name, multiplicity, multiplicity + extra, tol)
+        for tol in (1e-2, 1e-4, 1e-6, 1e-10)
+        for name in ("linear", "geometric", "marchenko-pastur")
+    ]
+    check(cases, range(20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_no_copy_is_missed_in_32_bits(which):
+    cases = [
+        ("lanczos", which, name, multiplicity, multiplicity, tol)
+        for tol in (1e-2, 1e-4, 1e-6)
+        for multiplicity in (2, 6)
+        for name in ("linear", "geometric", "marchenko-pastur")
+    ]
+    check(cases, range(20), "float32")
