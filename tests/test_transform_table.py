@@ -34,6 +34,12 @@ def point(matrix, count=6):
     return jnp.linspace(0.1, 1.0, count, dtype=jnp.finfo(matrix.dtype).dtype).astype(matrix.dtype)
 
 
+def gram(matrix):
+    """A Hermitian matrix, in the round-off of its two halves as well."""
+    product = jnp.matmul(matrix.conj().T, matrix, precision="highest")
+    return (product + product.conj().T) / 2
+
+
 def as_kernel(matrix):
     return matrix.reshape(4, 2, 6)
 
@@ -43,6 +49,8 @@ TABLE = {
     "svds, dense": lambda A: sx.svds(A, 2).s,
     "svds, vectors": lambda A: jnp.abs(sx.svds(A, 2).v) ** 2,
     "svds, function": lambda A: sx.svds(function_operator(A), 2, key=KEY).s,
+    "eigsh": lambda A: sx.eigsh(gram(A), 2, which="smallest").eigenvalues,
+    "eigsh, vectors": lambda A: jnp.abs(sx.eigsh(gram(A), 2, which="largest").eigenvectors) ** 2,
     "singular_values": sx.singular_values,
     "spectral_norm": sx.spectral_norm,
     "spectral_norm, full": lambda A: sx.spectral_norm(A, full=True).value,
@@ -80,6 +88,9 @@ TABLE = {
 ITERATIONS = {
     "svds, lanczos": lambda A: sx.svds(A, 2, method=sx.Lanczos(), key=KEY).s,
     "svds, inverse": lambda A: sx.svds(A, 1, which="smallest", method=sx.InverseLanczos(), key=KEY).s,
+    "eigsh, lanczos": lambda A: (
+        sx.eigsh(gram(A), 2, which="largest_magnitude", method=sx.Lanczos(), key=KEY).eigenvalues
+    ),
 }
 # What has no derivative.
 BOUNDS = {"spectral_norm_bound": lambda A: sx.spectral_norm_bound(A, key=KEY, num_steps=4).value}
@@ -108,7 +119,8 @@ def scalar(f):
 
 
 @pytest.mark.parametrize(
-    "name", [*TABLE, *BOUNDS, "svds, lanczos", pytest.param("svds, inverse", marks=pytest.mark.slow)]
+    "name",
+    [*TABLE, *BOUNDS, "svds, lanczos"] + [pytest.param(n, marks=pytest.mark.slow) for n in list(ITERATIONS)[1:]],
 )
 def test_jit_vmap_and_scan(name, x64):
     f, several = EVERY[name], matrices(4)
@@ -158,12 +170,12 @@ def test_shapes_are_known_and_dtypes_kept(name):
     """Nothing runs under `eval_shape`; in 32-bit mode 32 bits stay 32 bits, and complex stays complex."""
     f = EVERY[name]
     for dtype in ("float32", "complex64"):
-        if dtype == "complex64" and (name.startswith("conv_s") or name == "svds, vectors"):
+        if dtype == "complex64" and (name.startswith("conv_s") or "vectors" in name):
             continue
         known = jax.eval_shape(f, jax.ShapeDtypeStruct(SHAPE, dtype))
         got = f(matrices(1, dtype)[0])
         assert jax.tree.map(lambda a: (a.shape, a.dtype), known) == jax.tree.map(lambda a: (a.shape, a.dtype), got)
-        of_values = any(word in name for word in ("svds", "singular", "norm", "number", "rank", "spectral"))
+        of_values = any(word in name for word in ("svds", "eigsh", "singular", "norm", "number", "rank", "spectral"))
         for leaf in jax.tree.leaves(got):
             assert leaf.dtype == ("float32" if of_values else dtype)
     for dtype in ("bfloat16", "float16"):

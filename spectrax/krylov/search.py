@@ -148,7 +148,8 @@ def cycle(
 
     def wants_more(s: Factorization) -> jax.Array:
         taken = state.num_steps + s.size - bases.size
-        within = (taken < task.max_steps) | (s.size < at_least)
+        # a challenge has a budget of its own: it is not cut off in the middle
+        within = (taken < task.max_steps) | (s.size < at_least) | (state.fixed > 0)
         return (s.size + width <= room) & (s.size < state.test_at) & s.finite & within
 
     extended = while_loop(wants_more, step, bases)
@@ -189,7 +190,7 @@ def _judge(task: Task, state: Search) -> Search:
     settled = probing & ~missed & (known | unlikely | whole | ((state.probe_steps >= state.budget) & ~reaches))
 
     begin = converged & ~whole & jnp.asarray(task.probe)
-    lost = missed & spent
+    lost = (missed & spent) | (spent & ~probing & ~converged & jnp.asarray(task.probe))  # or was never challenged
     done = ~bases.finite | settled | (converged & ~begin) | (spent & ~probing & ~begin) | lost
     restart = ~settled & (converged | missed | full | done) & bases.finite
 

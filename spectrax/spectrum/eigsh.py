@@ -174,11 +174,11 @@ def _dense(plan: _Plan, operator: LinearOperator) -> EighResult:
     matrix = jnp.where(finite, matrix, jnp.zeros_like(matrix))
     adjoint = matrix.conj().T
     values, columns = jnp.linalg.eigh((matrix + adjoint) / 2)
+    largest = jnp.max(jnp.abs(values))
     magnitude = jnp.argsort(-jnp.abs(values))
     order = {"largest": slice(None, None, -1), "smallest": slice(None), "largest_magnitude": magnitude}[plan.which]
     values, rows = values[order][: plan.k], columns.T[order][: plan.k]
     count = jnp.asarray(0 if isinstance(operator, MatrixOperator) else operator.shape[0], jnp.int32)
-    largest = jnp.max(jnp.abs(values))
     result = _with_residuals(
         plan, operator, values, vectors.from_matrix(rows, operator.in_struct), largest, count, finite
     )

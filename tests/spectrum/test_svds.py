@@ -235,6 +235,41 @@ def test_a_warm_start_needs_fewer_matvecs(x64):
     assert spent[0] < 0.8 * spent[1]
 
 
+def test_a_whole_block_of_starts(x64):
+    """The exact vectors of a matrix nearby save most of the products, at both ends; nothing else is changed."""
+    values = np.r_[1.0, 0.97, 0.94, np.linspace(0.85, 0.4, 60), 0.3, 0.27, 0.24]
+    A = testing.with_singular_values(jax.random.key(0), values, (80, 66), "float64").to_dense()
+    drift = testing.with_singular_values(jax.random.key(1), np.ones(66), (80, 66), "float64").to_dense()
+    nearby, right = A + 1e-5 * drift, np.linalg.svd(A)[2]
+    method = sx.Lanczos(block_size=3, probe=False)
+    for which, v0 in (("largest", right[:3]), ("smallest", right[63:])):
+        ask = functools.partial(sx.svds, nearby, 3, which=which, key=jax.random.key(2), tol=1e-2)
+        warm, fresh = ask(method=method, v0=jnp.asarray(v0)), ask(method=method)
+        for result in (warm, fresh):
+            assert bool(result.converged.all())
+            testing.assert_singular_values(result, nearby, which=which)
+        assert int(warm.num_matvecs) <= 0.6 * int(fresh.num_matvecs), (which, warm.num_matvecs, fresh.num_matvecs)
+    by_default = ask(method=sx.Lanczos(probe=False), v0=jnp.asarray(v0))  # as many as there are starts
+    assert_allclose(by_default.s, warm.s, rtol=1e-12)
+    assert int(by_default.num_matvecs) == int(warm.num_matvecs)
+
+
+def test_how_a_block_and_its_starts_fit(x64):
+    A = testing.with_singular_values(jax.random.key(0), np.linspace(2, 1, 30), (40, 30), "float64")
+    v0 = jax.random.normal(jax.random.key(1), (3, 30))
+    ask = functools.partial(sx.svds, A, 1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"block_size must be 1 .* at least as large as their number, 3, got 2"):
+        ask(method=sx.Lanczos(block_size=2), v0=v0)
+    summed = ask(method=sx.Lanczos(block_size=1), v0=v0)
+    by_hand = ask(method=sx.Lanczos(block_size=1), v0=v0.sum(0, keepdims=True))
+    assert int(summed.num_matvecs) == int(by_hand.num_matvecs)
+    assert_allclose(summed.u, by_hand.u, atol=1e-12)
+    wider = ask(method=sx.Lanczos(block_size=4), v0=v0)  # random vectors behind those that were given
+    for result in (summed, wider):
+        assert bool(result.converged.all())
+        testing.assert_singular_values(result, A)
+
+
 def test_a_start_that_is_orthogonal_to_the_answer_or_zero(x64):
     """The noise on every start: without it the answer would never be found."""
     diagonal = jnp.diag(jnp.linspace(2.0, 1.0, 40))
