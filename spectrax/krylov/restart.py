@@ -115,7 +115,7 @@ def dimension_of(bases: Factorization) -> int:
 
 def deflated(task: Task, width: int) -> int:
     """How many Ritz vectors the challenge is deflated by: the wanted ones, and more to widen the gap behind them."""
-    return min(task.k + max((task.subspace_size - task.k) // 4, 1), task.subspace_size - width)
+    return min(task.k + max((task.subspace_size - task.k) // 3, 1), task.subspace_size - width)
 
 
 def _kept(task: Task, width: int) -> int:

@@ -17,18 +17,16 @@ import jax.numpy as jnp
 
 from spectrax.krylov import factorization
 from spectrax.krylov.factorization import Factorization
-from spectrax.krylov.restart import Task, deflated, dimension_of, nonzero, restarted, ritz_of
+from spectrax.krylov.restart import Ritz, Task, deflated, dimension_of, nonzero, restarted, ritz_of
+from spectrax.vectors import HIGHEST
 
 PyTree = Any
 
-# The challenge ends when the best value left is shown to lie below the wanted ones: by the theorem of Kuczynski &
-# Wozniakowski (1992, doi:10.1137/0613066) up to this probability, as long as it was not restarted, or because it is
-# known to this share of its distance from them. Otherwise it takes a share of the steps before it: a copy shows when it
-# has grown out of a random start, log(sqrt(n)) / rate steps, where log(sqrt(n) / tol) / rate went before. It goes on up
-# to as many as went before while this many times its residual reaches the wanted values.
-_FAILURE = 1e-3
-_RIVAL_SHARE = 0.1
-_REACH = 3
+# The challenge ends when a value beyond the wanted ones would have shown but for this probability, or after a share of
+# the steps that went before it.
+_FAILURE = 1e-4
+_PROBE_SHARE = {False: 1.0, True: 0.28}  # of several values, and of one, of which no copy can lie beyond
+_OVERLAP = 1e-2
 _PROBE_STEPS = 4  # between two tests of the challenge
 
 
@@ -43,7 +41,8 @@ class Search(NamedTuple):
         last_excess: Logarithm of residual over what is allowed, at the test before.
         fixed: How many rows the challenge is deflated by; zero while there is none.
         probe_steps: Steps of the challenge so far.
-        fresh: Whether the challenge was not restarted so far.
+        doubt: What the challenge's restarts leave of the probability that it missed a value.
+        origin: The row in which the challenge, or what it was restarted from, began.
         budget: How many steps the challenge may take.
         values: The k values as they stood at the last test, shape (k,).
         last_residual: The residual of the k-th of them.
@@ -59,7 +58,8 @@ class Search(NamedTuple):
     last_excess: jax.Array
     fixed: jax.Array
     probe_steps: jax.Array
-    fresh: jax.Array
+    doubt: jax.Array
+    origin: jax.Array
     budget: jax.Array
     values: jax.Array
     last_residual: jax.Array
@@ -92,7 +92,8 @@ def init(task: Task, start: PyTree, left_struct: PyTree | None, key: jax.Array) 
         last_excess=jnp.asarray(jnp.inf, real),
         fixed=count,
         probe_steps=count,
-        fresh=jnp.zeros((), bool),
+        doubt=jnp.ones((), real),
+        origin=count,
         budget=count,
         values=jnp.zeros((task.k,), real),
         last_residual=jnp.zeros((), real),
@@ -184,10 +185,10 @@ def _judge(task: Task, state: Search) -> Search:
     best = jnp.abs(ritz.values[0]) if task.which == "largest_magnitude" else ritz.values[0]
     gap = sign * ((jnp.abs(target) if task.which == "largest_magnitude" else target) - best)
     missed = probing & (gap < -margin)
-    known = ritz.residuals[0] <= jnp.maximum(_RIVAL_SHARE * gap, margin)
-    unlikely = state.fresh & _is_unlikely(task, gap, best, target, largest, state.probe_steps, dimension)
-    reaches = (_REACH * ritz.residuals[0] > gap) & (2 * state.probe_steps < state.num_steps) & (k > 1)
-    settled = probing & ~missed & (known | unlikely | whole | ((state.probe_steps >= state.budget) & ~reaches))
+    known = (ritz.residuals[0] <= margin) & (gap <= margin)  # as good as the last wanted one, and no better
+    doubt = state.doubt * _share_of_start(task, bases, ritz, state.origin, jnp.where(probing, target, 0))
+    unlikely = doubt * math.sqrt(2 * dimension / math.pi) <= _FAILURE
+    settled = probing & ~missed & (known | unlikely | whole | (state.probe_steps >= state.budget))
 
     begin = converged & ~whole & jnp.asarray(task.probe)
     lost = (missed & spent) | (spent & ~probing & ~converged & jnp.asarray(task.probe))  # or was never challenged
@@ -203,14 +204,20 @@ def _judge(task: Task, state: Search) -> Search:
     steps = jnp.clip(jnp.where(jnp.isfinite(steps), jnp.ceil(steps), room), 2, room).astype(jnp.int32)
     budget = jnp.where(
         begin,
-        jnp.ceil(_share(task, dimension) * state.num_steps.astype(excess_log.dtype)).astype(jnp.int32),
+        jnp.ceil(_PROBE_SHARE[k == 1] * state.num_steps.astype(excess_log.dtype)).astype(jnp.int32),
         state.budget,
     )
     left = jnp.where(begin, budget, budget - state.probe_steps)
     steps = jnp.where((probing & ~missed) | begin, jnp.clip(left, 1, _PROBE_STEPS * width), steps)
     steps = jnp.where(missed, 2 * _PROBE_STEPS * width, steps)
 
-    fixed = jnp.where(begin, jnp.minimum(deflated(task, width), bases.size), state.fixed).astype(jnp.int32)
+    # beside the wanted vectors, those that cannot hold much of a missed one, whose value is beyond the wanted ones
+    away = (
+        jnp.abs(_weights(task, ritz.values, ritz.values[k - 1])) * ritz.residuals / nonzero(jnp.abs(ritz.values[k - 1]))
+    )
+    known_well = (away <= _OVERLAP) & in_use
+    count = k + jnp.sum(jnp.cumprod(known_well[k : deflated(task, width)].astype(jnp.int32)), dtype=jnp.int32)
+    fixed = jnp.where(begin, jnp.minimum(count, bases.size), state.fixed).astype(jnp.int32)
     bases = jax.lax.cond(restart, lambda: restarted(task, bases, fixed, ritz, begin, missed), lambda: bases)
     return state._replace(
         bases=bases,
@@ -219,7 +226,8 @@ def _judge(task: Task, state: Search) -> Search:
         last_excess=jnp.where(probing, jnp.inf, excess_log).astype(state.last_excess.dtype),
         fixed=jnp.where(missed, 0, fixed),
         probe_steps=jnp.where(begin, 0, state.probe_steps),
-        fresh=begin | (state.fresh & ~restart),
+        doubt=jnp.where(begin | ~probing, 1, jnp.where(restart, doubt, state.doubt)),
+        origin=jnp.where(restart, bases.size, state.origin),
         budget=budget,
         values=jnp.where(probing, state.values, ritz.values[:k]),
         last_residual=jnp.where(probing, state.last_residual, ritz.residuals[k - 1]),
@@ -229,23 +237,31 @@ def _judge(task: Task, state: Search) -> Search:
     )
 
 
-def _share(task: Task, dimension: int) -> float:
-    """How many steps a challenge may take, over those before it."""
-    growth = math.log(1.648 * math.sqrt(2 * dimension))
-    return growth / (growth + math.log(1 / max(task.tol, 1e-16)))
+def _share_of_start(task: Task, bases: Factorization, ritz: Ritz, origin: jax.Array, target: jax.Array) -> jax.Array:
+    """Return how much of the vector at `origin` can belong to a singular vector x of the value `target`, at most.
 
-
-def _is_unlikely(task, gap, best, target, largest, steps, dimension) -> jax.Array:
-    """Whether a value beyond the target would have shown by now, but for a probability of `_FAILURE`.
-
-    From a Gaussian start of dimension n, j steps of Lanczos on a positive semidefinite matrix miss its largest
-    eigenvalue by a share e of the spread with probability at most 1.648 sqrt(n) exp(-sqrt(e) (2 j - 1)).
+    From A v_i = s_i u_i and A^H u_i = s_i v_i + r_i w for the Ritz vectors, with w the block behind the bases,
+    (t^2 - s_i^2) x^H v_i = s_i r_i x^H w, where |x^H w| <= 1. The vector at `origin` is a sum of Ritz vectors with
+    coefficients c_i; hence its component along x is at most |sum_i c_i s_i r_i / (t^2 - s_i^2)|, and a random vector of
+    n entries has one of at most d with probability sqrt(2 n / pi) d. Where the bases are restarted, w is the origin of
+    what follows, and the bounds multiply.
     """
+    width = bases.coupling.shape[0]
+    weights = _weights(task, ritz.values, target)
+    last = jax.lax.dynamic_slice_in_dim(ritz.left, jnp.maximum(bases.size - width, 0), width, 1)
+    first = jax.lax.dynamic_slice_in_dim(ritz.right, origin, width, 1)
+    rest = jnp.matmul(last, (bases.coupling / nonzero(jnp.abs(target)).astype(last.dtype)).T, precision=HIGHEST)
+    component = jnp.matmul(first.conj().T * weights.astype(first.dtype), rest, precision=HIGHEST)
+    return jnp.minimum(jnp.sqrt(jnp.sum(jnp.square(jnp.abs(component)))), 1)
+
+
+def _weights(task: Task, values: jax.Array, target: jax.Array) -> jax.Array:
+    """Return s / (t^2 - s^2), for a Hermitian operator 1 / (t - s), times |t|."""
+    relative = values / nonzero(jnp.abs(target))
     if task.hermitian:
-        share = gap / nonzero(2 * largest)
-    else:
-        spread = jnp.abs(target) if task.which == "largest" else largest
-        spread = nonzero(spread)
-        share = (gap / spread) * ((jnp.abs(best) + jnp.abs(target)) / spread)
-    needed = math.log(1.648 * math.sqrt(2 * dimension) / _FAILURE)
-    return jnp.sqrt(jnp.maximum(share, 0)) * (2 * steps - 1).astype(share.dtype) >= needed
+        return 1 / _apart(jnp.sign(target) - relative)
+    return relative / _apart(1 - jnp.square(relative))
+
+
+def _apart(difference: jax.Array) -> jax.Array:
+    return jnp.where(difference == 0, jnp.finfo(difference.dtype).eps, difference)

@@ -111,12 +111,22 @@ def restart(state: TwoSidedBases, *, k: int) -> TwoSidedBases:
     ritz = jnp.pad(jnp.matmul(right.conj(), state.ritz, precision=vectors.HIGHEST), room)
     return state._replace(
         count=count,
-        right=vectors.pad(vectors.combine(right, state.right), subspace_size),
-        left=vectors.pad(vectors.combine(left, state.left), subspace_size),
+        right=vectors.pad(_polished(vectors.combine(right, state.right), in_use), subspace_size),
+        left=vectors.pad(_polished(vectors.combine(left, state.left), in_use), subspace_size),
         projected=jnp.diag(jnp.pad(jnp.where(in_use, diagonal, 0), room)).astype(state.projected.dtype),
         ritz=ritz,
         previous=ritz,
     )
+
+
+def _polished(stack: PyTree, in_use: jax.Array) -> PyTree:
+    """Return nearly orthonormal rows with the square of their defect.
+
+    A defect of the basis passes on to what is orthogonalised against it once: over many restarts it would grow.
+    """
+    gram = vectors.gram(stack, stack)
+    defect = gram - jnp.diag(in_use.astype(gram.dtype))
+    return vectors.subtract(stack, vectors.combine(defect.T / 2, stack))
 
 
 def _without(rows: jax.Array, w: jax.Array) -> jax.Array:
