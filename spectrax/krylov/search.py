@@ -23,7 +23,7 @@ from spectrax.vectors import HIGHEST
 PyTree = Any
 
 # The challenge ends when a value beyond the wanted ones would have shown but for this probability, or after a share of
-# the steps that went before it.
+# the steps that went before it. It is deflated by vectors that hold no more than this overlap of a missed one.
 _FAILURE = 1e-4
 _PROBE_SHARE = {False: 1.0, True: 0.28}  # of several values, and of one, of which no copy can lie beyond
 _OVERLAP = 1e-2
