@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import vectors
-from spectrax.krylov.extremes import Triplets
 from spectrax.krylov.orthogonalization import direction_seed, orthonormalize
+from spectrax.krylov.task import Task, Triplets
 from spectrax.krylov.two_sided import TwoSidedBases, decompose, restart, row_structure
 
 PyTree = Any
@@ -32,19 +32,13 @@ _RIVAL_SHARE = 0.25
 
 
 def smallest_triplets(
+    task: Task,
     matvec: MatVec,
     rmatvec: MatVec,
     precondition: MatVec | None,
     start: PyTree,
     left_struct: PyTree,
     key: jax.Array,
-    *,
-    k: int,
-    subspace_size: int,
-    max_steps: int,
-    tol: float,
-    round_off: float,
-    probe: bool = True,
 ) -> Triplets:
     """Return the k smallest singular triplets of an operator, with the help of a preconditioner.
 
@@ -53,6 +47,7 @@ def smallest_triplets(
     was missed rests on the random vectors of the start and of the final challenge.
 
     Args:
+        task: What is searched for; the subspace is of k + 4 vectors at least, or of all of the shorter side.
         matvec: v -> A v.
         rmatvec: u -> A^H u.
         precondition: r -> M r on the right side, M an approximation of (A^H A)^-1; None for the identity.
@@ -60,12 +55,6 @@ def smallest_triplets(
             shorter one.
         left_struct: The structure of the left vectors.
         key: A PRNG key.
-        k: How many triplets.
-        subspace_size: How far the bases grow before a restart: at least k + 4, or the shorter side.
-        max_steps: When to give up.
-        tol: A triplet has converged when its residual is at most tol times its value,
-        round_off: or at most round_off times the largest value.
-        probe: Whether to challenge the answer with a random vector.
 
     Returns:
         The triplets, in descending order. `num_steps < max_steps` says that they converged and stood the challenge.
@@ -78,63 +67,61 @@ def smallest_triplets(
         >>> import jax, jax.numpy as jnp
         >>> from spectrax import krylov
         >>> d = jnp.array([1.0, 0.5, 1e-3])
+        >>> task = krylov.Task(k=1, which="smallest", subspace_size=3, max_steps=10, tol=1e-6, round_off=1e-6)
         >>> found = krylov.smallest_triplets(
-        ...     lambda v: d * v, lambda u: d * u, lambda r: r / d**2, jnp.ones((1, 3)),
+        ...     task, lambda v: d * v, lambda u: d * u, lambda r: r / d**2, jnp.ones((1, 3)),
         ...     jax.ShapeDtypeStruct((3,), d.dtype), jax.random.key(0),
-        ...     k=1, subspace_size=3, max_steps=10, tol=1e-6, round_off=1e-6,
         ... )
         >>> round(float(found.values[0]), 6)
         0.001
     """
-    state = init(matvec, rmatvec, precondition, start, left_struct, key, k=k, subspace_size=subspace_size)
+    state = init(task, matvec, rmatvec, precondition, start, left_struct, key)
 
     def unfinished(state: TwoSidedBases) -> jax.Array:
-        return ~state.done & state.finite & (state.num_steps < max_steps)
+        return ~state.done & state.finite & (state.num_steps < task.max_steps)
 
     def advance(state: TwoSidedBases) -> TwoSidedBases:
-        return step(matvec, rmatvec, precondition, state, k=k, tol=tol, round_off=round_off, probe=probe)
+        return step(task, matvec, rmatvec, precondition, state)
 
     def has_room(state: TwoSidedBases) -> jax.Array:
-        return (state.count < subspace_size) & ((state.probing != 1) | (state.count <= k))
+        return (state.count < task.subspace_size) & ((state.probing != 1) | (state.count <= task.k))
 
     def cycle(state: TwoSidedBases) -> TwoSidedBases:
         state = jax.lax.while_loop(lambda s: unfinished(s) & has_room(s), advance, state)
-        shrunk = restart(state, k=k)
+        shrunk = restart(state, k=task.k)
         return jax.tree.map(lambda old, new: jnp.where(unfinished(state), new, old), state, shrunk)
 
-    if subspace_size >= vectors.size(row_structure(start)):
+    if task.subspace_size >= vectors.size(row_structure(start)):
         state = jax.lax.while_loop(unfinished, advance, state)
     else:
         state = jax.lax.while_loop(unfinished, cycle, state)
-    return finalize(state, k=k)
+    return finalize(task, state)
 
 
 def init(
+    task: Task,
     matvec: MatVec,
     rmatvec: MatVec,
     precondition: MatVec | None,
     start: PyTree,
     left_struct: PyTree,
     key: jax.Array,
-    *,
-    k: int,
-    subspace_size: int,
 ) -> TwoSidedBases:
     """Return the state before the first step.
 
     Args:
+        task: What is searched for.
         matvec: v -> A v.
         rmatvec: u -> A^H u.
         precondition: r -> M r, or None.
         start: A stack of right vectors; a zero row is replaced by a random one.
         left_struct: The structure of the left vectors.
         key: A PRNG key.
-        k: How many triplets are wanted.
-        subspace_size: p, how many rows the bases have room for.
 
     Returns:
         Empty bases, and a queue of the start's vectors and of random ones.
     """
+    k, subspace_size = task.k, task.subspace_size
     struct = row_structure(start)
     given = vectors.count(start)
     right_key, left_key, random_key, norm_key = jax.random.split(key, 4)
@@ -165,6 +152,7 @@ def init(
         ritz=jnp.zeros((subspace_size,), dtype),
         previous=jnp.zeros((subspace_size,), dtype),
         reference=jnp.zeros((k,), real),
+        mismatch=jnp.zeros((), real),
         accepted=zero,
         probing=zero,
         queue=queue,
@@ -180,27 +168,16 @@ def init(
 
 
 def step(
-    matvec: MatVec,
-    rmatvec: MatVec,
-    precondition: MatVec | None,
-    state: TwoSidedBases,
-    *,
-    k: int,
-    tol: float,
-    round_off: float,
-    probe: bool,
+    task: Task, matvec: MatVec, rmatvec: MatVec, precondition: MatVec | None, state: TwoSidedBases
 ) -> TwoSidedBases:
     """Grow both bases by one vector, decompose B, and take the residual of the next triplet to work on.
 
     Args:
+        task: What is searched for.
         matvec: v -> A v.
         rmatvec: u -> A^H u.
         precondition: r -> M r, or None.
         state: The state, with room for one more row.
-        k: How many triplets are wanted.
-        tol: Largest residual of an accepted triplet, relative to its value,
-        round_off: or relative to the largest value.
-        probe: Whether accepted triplets are challenged by a random vector.
 
     Returns:
         The state after one pair of products.
@@ -229,12 +206,12 @@ def step(
         num_steps=state.num_steps + 1,
         finite=state.finite & jnp.isfinite(vectors.norm(image)),
     )
-    return _examine(rmatvec, state, k, tol, round_off, probe)
+    return _examine(task, rmatvec, state)
 
 
-def _examine(rmatvec: MatVec, state: TwoSidedBases, k: int, tol: float, round_off: float, probe: bool) -> TwoSidedBases:
+def _examine(task: Task, rmatvec: MatVec, state: TwoSidedBases) -> TwoSidedBases:
     """Accept the triplet that was worked on if its residual is small, and choose what the next step works on."""
-    size = vectors.size(row_structure(state.right))
+    k, size = task.k, vectors.size(row_structure(state.right))
     ritz = decompose(state)
     target = jnp.minimum(jnp.minimum(state.accepted, min(k, size - 1)), state.count - 1)
     value = ritz.values[target]
@@ -243,7 +220,9 @@ def _examine(rmatvec: MatVec, state: TwoSidedBases, k: int, tol: float, round_of
         vectors.scale(value, vectors.combine(ritz.right[target], state.right)),
     )
     length = vectors.norm(residual)
-    allowed = jnp.maximum(tol * ritz.values, round_off * state.largest)
+    # U^H A V = B by construction: what V^H A^H U is otherwise is the adjoint's doing
+    within = jnp.max(jnp.abs(vectors.rows_vdot(state.right, residual)))
+    allowed = jnp.maximum(task.tol * ritz.values, task.round_off * state.largest)
     last = vectors.count(state.queue) - _PROBES - 1  # of the start's vectors
     started = (state.queued < 0) | (state.queued >= last)
     accept = started & (target == state.accepted) & (target < k) & (length <= allowed[target])
@@ -256,7 +235,7 @@ def _examine(rmatvec: MatVec, state: TwoSidedBases, k: int, tol: float, round_of
     complete = accepted >= k
     begin = complete & (state.accepted < k)
     probing = jnp.where(begin, 1, jnp.where(complete, state.probing + 1, 0)).astype(jnp.int32)
-    if probe and k < size:
+    if task.probe and k < size:
         gap = ritz.values[k] - ritz.values[k - 1]
         near = length <= jnp.maximum(_RIVAL_SHARE * gap, allowed[k])
         limit = min(
@@ -272,6 +251,7 @@ def _examine(rmatvec: MatVec, state: TwoSidedBases, k: int, tol: float, round_of
         ritz=ritz.right[target],
         previous=state.ritz,
         reference=reference,
+        mismatch=jnp.maximum(state.mismatch, within / jnp.where(state.largest > 0, state.largest, 1)),
         accepted=accepted,
         probing=probing,
         queued=following.astype(jnp.int32),
@@ -281,8 +261,9 @@ def _examine(rmatvec: MatVec, state: TwoSidedBases, k: int, tol: float, round_of
     )
 
 
-def finalize(state: TwoSidedBases, *, k: int) -> Triplets:
+def finalize(task: Task, state: TwoSidedBases) -> Triplets:
     """Return the k smallest triplets of the state, in descending order."""
+    k = task.k
     # accepted triplets are the first rows; those of the challenge behind them would only bring round-off into them
     alone = (state.probing > 1) & state.done & (state.count < vectors.size(row_structure(state.right)))
     in_use = jnp.arange(state.ritz.shape[0], dtype=jnp.int32) < jnp.where(alone, k, state.count)
@@ -299,7 +280,7 @@ def finalize(state: TwoSidedBases, *, k: int) -> Triplets:
         num_steps=state.num_steps,
         finite=state.finite,
         complete=jnp.ones((), bool),
-        mismatch=jnp.zeros_like(state.largest),
+        mismatch=state.mismatch,
         breakdowns=jnp.zeros((), jnp.int32),
     )
 

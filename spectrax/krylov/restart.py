@@ -9,33 +9,10 @@ from spectrax import vectors
 from spectrax.krylov.factorization import Factorization
 from spectrax.krylov.orthogonalization import orthonormalize
 from spectrax.krylov.projected import projected_eigh, projected_svd
+from spectrax.krylov.task import Task
 from spectrax.vectors import HIGHEST
 
 PyTree = Any
-
-
-class Task(NamedTuple):
-    """Everything static about a search.
-
-    Attributes:
-        k: How many values.
-        which: "largest" or "smallest", and for Hermitian operators (algebraic order) also "largest_magnitude".
-        hermitian: Whether eigenpairs are wanted.
-        subspace_size: How far the bases grow before a restart.
-        max_steps: When to give up, in vectors that the operator is applied to.
-        tol: A value has converged when its residual is at most tol times its modulus,
-        round_off: or at most round_off times the largest modulus.
-        probe: Whether the answer is challenged.
-    """
-
-    k: int
-    which: str
-    hermitian: bool
-    subspace_size: int
-    max_steps: int
-    tol: float
-    round_off: float
-    probe: bool
 
 
 class Ritz(NamedTuple):

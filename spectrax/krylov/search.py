@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from spectrax.krylov import factorization
 from spectrax.krylov.factorization import Factorization
-from spectrax.krylov.restart import Ritz, Task, deflated, dimension_of, nonzero, restarted, ritz_of
+from spectrax.krylov.restart import Ritz, deflated, dimension_of, nonzero, restarted, ritz_of
+from spectrax.krylov.task import Task
 from spectrax.vectors import HIGHEST
 
 PyTree = Any

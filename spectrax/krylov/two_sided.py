@@ -23,6 +23,7 @@ class TwoSidedBases(NamedTuple):
         ritz: Coefficients of its right vector, shape (p,).
         previous: Those of one step before.
         reference: The wanted values when they were accepted, ascending, shape (k,).
+        mismatch: The largest inner product <A^H u, v> that came out otherwise as <u, A v>, over `largest`.
         accepted: How many of the wanted triplets, from the smallest on, have a small residual, int32.
         probing: Steps since a random vector was put in to challenge the answer; zero when there is none.
         queue: Stack of vectors to be put in: those of the start, then those of the challenges.
@@ -44,6 +45,7 @@ class TwoSidedBases(NamedTuple):
     ritz: jax.Array
     previous: jax.Array
     reference: jax.Array
+    mismatch: jax.Array
     accepted: jax.Array
     probing: jax.Array
     queue: PyTree

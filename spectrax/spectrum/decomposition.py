@@ -1,45 +1,24 @@
 """How a decomposition is carried out: each method from the operator to a result with its residuals."""
 
-import dataclasses
 import math
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from spectrax import krylov, vectors
+from spectrax import checks, krylov, vectors
 from spectrax.operators import LinearOperator, banded
 from spectrax.operators.conversion import MatrixOperator
-from spectrax.operators.precision import WorkingOperator, convolution_of
+from spectrax.operators.precision import convolution_of
 from spectrax.results import EighResult, Status, SVDResult
 from spectrax.spectrum import inverse, preconditioners
-from spectrax.spectrum.methods import Davidson, Dense, Fallback, InverseLanczos, Lanczos, Method, cheaper_band, is_plain
+from spectrax.spectrum.methods import Davidson, Dense, Fallback, InverseLanczos, Lanczos, banded_shape, is_plain
+from spectrax.spectrum.plans import Plan
 
 PyTree = Any
 Result = TypeVar("Result", SVDResult, EighResult)
 MISMATCH = 16  # in units of round-off: by how much <u, A v> and <A^H u, v> may differ
 CHUNK = 256  # unit vectors in one batched product: bounds the memory of intermediate results
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Everything static about one call."""
-
-    k: int
-    smallest: bool
-    method: Method
-    tol: float
-    eps: float
-    max_steps: int
-    block_size: int
-    subspace_size: int
-    round_off: float
-    parts: tuple["Plan", ...] = ()  # the two stages of a fallback
-
-    @property
-    def recurrence_floor(self) -> float:
-        """What counts as round-off in a Krylov recurrence, whose residuals go on falling below those of the vectors."""
-        return min(4 * self.eps, self.round_off / 2)
 
 
 def decompose(
@@ -75,7 +54,7 @@ def _fallback(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree, precon
 
     def second() -> SVDResult:
         then = decompose(plan.parts[1], operator, key, v0, preconditioner)
-        sign = 1 if plan.smallest else -1
+        sign = 1 if plan.which == "smallest" else -1
         worse = ~jnp.all(then.converged) & (sign * jnp.sum(first.s) < sign * jnp.sum(then.s))
         chosen = jax.tree.map(lambda a, b: jnp.where(worse, a, b), first, then)
         return chosen._replace(num_matvecs=first.num_matvecs + then.num_matvecs)
@@ -95,17 +74,15 @@ def _davidson(plan: Plan, method: Davidson, operator: LinearOperator, key, v0, p
     precondition = None if preconditioner is None else preconditioner.loop_products()[0]
     start = starting_block(key, v0, tall.in_struct, 1 if v0 is None else vectors.count(v0))
     found = krylov.smallest_triplets(
+        plan.task(tol=plan.tol / 2, round_off=plan.round_off / 2, probe=True),
         matvec, rmatvec, precondition, start, tall.out_struct, key,
-        k=plan.k, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
-        tol=plan.tol / 2, round_off=plan.round_off / 2,
     )  # fmt: skip
     left, right = (found.right, found.left) if wide else (found.left, found.right)
     usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
     count = count + 2 * found.num_steps
     result = _with_residuals(plan, operator, left, found.values, right, found.largest, count, usable)
     # a small residual may be that of another singular value: only what stood the challenge has converged
-    no = jnp.zeros((), bool)
-    return judged(result, found.num_steps < plan.max_steps, no, no)
+    return judged(plan, result, found._replace(complete=found.num_steps < plan.max_steps))
 
 
 def _automatic(choice: str, operator: LinearOperator, key: jax.Array) -> tuple[LinearOperator | None, int]:
@@ -132,37 +109,76 @@ def _lanczos(plan: Plan, method: Lanczos, operator: LinearOperator, key: Any, v0
     tall = operator.H if wide else operator
     matvec, rmatvec = tall.loop_products()
     found = krylov.singular_triplets(
-        krylov.stacked(matvec), krylov.stacked(rmatvec),
+        plan.recurrence_task, krylov.stacked(matvec), krylov.stacked(rmatvec),
         starting_block(key, v0, tall.in_struct, plan.block_size), tall.out_struct, key,
-        k=plan.k, which="smallest" if plan.smallest else "largest", subspace_size=plan.subspace_size,
-        max_steps=plan.max_steps, tol=plan.tol / 2, round_off=plan.recurrence_floor, probe=method.probe,
     )  # fmt: skip
     left, right = (found.right, found.left) if wide else (found.left, found.right)
     usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
     result = _with_residuals(plan, operator, left, found.values, right, found.largest, 2 * found.num_steps, usable)
-    return judged(
-        result, found.complete, found.mismatch > MISMATCH * plan.round_off, 2 * found.breakdowns > found.num_steps
-    )
+    return judged(plan, result, found)
 
 
-def judged(result: Result, complete: jax.Array, mismatch: jax.Array, broke_down: jax.Array) -> Result:
+def judged(plan: Plan, result: Result, found: krylov.Triplets) -> Result:
     """Return a result with what the iteration knows, and its residuals don't.
 
     Args:
+        plan: Everything static.
         result: The result with the residuals of its vectors.
-        complete: Whether no value is known to have been missed.
-        mismatch: Whether an inner product <u, A v> came out otherwise as <A^H u, v>.
-        broke_down: Whether most directions had to be drawn afresh.
+        found: What the iteration came back with.
 
     Returns:
         The result with flags and status to match.
     """
-    finite = result.status != int(Status.NOT_FINITE)
-    converged = result.converged & complete & ~mismatch
-    status = jnp.where(complete, result.status, jnp.maximum(result.status, int(Status.NOT_CONVERGED)))
-    status = jnp.where(~jnp.all(converged) & broke_down & finite, int(Status.BREAKDOWN), status)
-    status = jnp.where(mismatch & finite, int(Status.ADJOINT_MISMATCH), status)
-    return result._replace(converged=converged, status=status.astype(jnp.int32))
+    usable = result.status != int(Status.NOT_FINITE)
+    converged = result.converged & found.complete
+    status = jnp.where(found.complete, result.status, jnp.maximum(result.status, int(Status.NOT_CONVERGED)))
+    broke_down = ~jnp.all(converged) & (2 * found.breakdowns > found.num_steps)  # most directions were drawn afresh
+    status = jnp.where(broke_down & usable, int(Status.BREAKDOWN), status)
+    result = result._replace(converged=converged, status=status.astype(jnp.int32))
+    return unless_mismatch(result, found.mismatch > MISMATCH * plan.round_off)
+
+
+def unless_mismatch(result: Result, mismatch: jax.Array) -> Result:
+    """Return the result, and with no claim in it where operator and adjoint don't match."""
+    usable = result.status != int(Status.NOT_FINITE)
+    status = jnp.where(mismatch & usable, int(Status.ADJOINT_MISMATCH), result.status)
+    return result._replace(converged=result.converged & ~mismatch, status=status.astype(jnp.int32))
+
+
+def verdict(
+    plan: Plan, values: jax.Array, residuals: jax.Array, largest: jax.Array, finite: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Say of each value whether it has converged, and of all how it ended.
+
+    Args:
+        plan: Everything static.
+        values: Shape (k,).
+        residuals: Those of the final vectors, shape (k,).
+        largest: The largest modulus of a value that was seen.
+        finite: False if something was NaN or Inf on the way.
+
+    Returns:
+        The values and the residuals, NaN where not finite, `converged` and `status`.
+    """
+    floor = plan.round_off * jnp.maximum(largest, jnp.max(jnp.abs(values)))
+    finite = finite & jnp.all(jnp.isfinite(residuals)) & jnp.isfinite(floor)
+    by_tol = residuals <= plan.tol * jnp.abs(values)
+    converged = finite & (by_tol | (residuals <= floor))
+    status = jnp.where(jnp.all(by_tol), int(Status.CONVERGED), int(Status.AT_ROUND_OFF))
+    status = jnp.where(jnp.all(converged), status, int(Status.NOT_CONVERGED))
+    status = jnp.where(finite, status, int(Status.NOT_FINITE)).astype(jnp.int32)
+    nan = jnp.asarray(jnp.nan, values.dtype)
+    return jnp.where(finite, values, nan), jnp.where(finite, residuals, nan), converged, status
+
+
+def stack_of(v0: PyTree, struct: PyTree) -> PyTree:
+    """Return starting vectors as arrays, after a check that they are a stack of vectors of the given structure."""
+    v0 = jax.tree.map(jnp.asarray, v0)
+    leaves = jax.tree.leaves(v0)
+    lead = leaves[0].shape[:1] if leaves else ()
+    want = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(lead + leaf.shape, leaf.dtype), struct)
+    checks.same_structure("v0", v0, want)
+    return v0
 
 
 def is_usable(matrix: jax.Array) -> jax.Array:
@@ -199,18 +215,11 @@ def _dense(plan: Plan, operator: LinearOperator):
     matrix = operator.to_dense(chunk_size=CHUNK)
     finite = is_usable(matrix)
     left, s, right_h = jnp.linalg.svd(jnp.where(finite, matrix, jnp.zeros_like(matrix)), full_matrices=False)
-    chosen = slice(s.shape[0] - plan.k, s.shape[0]) if plan.smallest else slice(0, plan.k)
+    chosen = slice(s.shape[0] - plan.k, s.shape[0]) if plan.which == "smallest" else slice(0, plan.k)
     u = vectors.from_matrix(left.T[chosen], operator.out_struct)
     v = vectors.from_matrix(right_h.conj()[chosen], operator.in_struct)
     count = 0 if isinstance(operator, MatrixOperator) else min(operator.shape)
     return u, s[chosen], v, s[0], jnp.asarray(count, jnp.int32), finite
-
-
-def banded_shape(operator: LinearOperator) -> banded.Band | None:
-    """Return the shape as a block-banded matrix if that is how `InverseLanczos` factorises the operator."""
-    convolution = convolution_of(operator)
-    # what has products in 16 bits is not the convolution with its kernel in 32
-    return None if convolution is None or isinstance(operator, WorkingOperator) else cheaper_band(convolution[1])
 
 
 def _inverse(plan: Plan, method: InverseLanczos, operator: LinearOperator, key: Any, v0: PyTree):
@@ -233,9 +242,8 @@ def _inverse(plan: Plan, method: InverseLanczos, operator: LinearOperator, key: 
     if v0 is not None:  # the start lives on the right of A, hence on the left of R^-1
         start = factors.adjoint_solve(vectors.as_matrix(v0).sum(0)[:, None]).T
     found = inverse.smallest_triplets(
+        plan.task(tol=plan.tol, round_off=plan.round_off, probe=method.probe),
         factors, starting_block(key, start, factors.struct, 1)[0], key,
-        k=plan.k, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
-        tol=plan.tol, round_off=plan.round_off, probe=method.probe,
     )  # fmt: skip
     u, v = (found.short, found.long) if wide else (found.long, found.short)
     u = vectors.from_matrix(u, operator.out_struct)
@@ -252,17 +260,9 @@ def _with_residuals(plan, operator, u, s, v, largest, count, finite) -> SVDResul
     forward = vectors.subtract(forward, scaled_rows(s, u))
     backward = vectors.subtract(backward, scaled_rows(s, v))
     residuals = jnp.hypot(vectors.stack_norms(forward), vectors.stack_norms(backward))
-    floor = plan.round_off * jnp.maximum(largest, s[0])
-    finite = finite & jnp.all(jnp.isfinite(residuals)) & jnp.isfinite(floor)
-    by_tol = residuals <= plan.tol * s
-    converged = finite & (by_tol | (residuals <= floor))
-    status = jnp.where(jnp.all(by_tol), int(Status.CONVERGED), int(Status.AT_ROUND_OFF))
-    status = jnp.where(jnp.all(converged), status, int(Status.NOT_CONVERGED))
-    status = jnp.where(finite, status, int(Status.NOT_FINITE)).astype(jnp.int32)
-    nan = jnp.asarray(jnp.nan, s.dtype)
-    s, residuals = jnp.where(finite, s, nan), jnp.where(finite, residuals, nan)
+    s, residuals, converged, status = verdict(plan, s, residuals, largest, finite)
     result = SVDResult(u, s, v, residuals, converged, (count + 2 * plan.k).astype(jnp.int32), status)
-    return judged(result, jnp.asarray(True), mismatch > MISMATCH * floor, jnp.asarray(False))
+    return unless_mismatch(result, mismatch > MISMATCH * plan.round_off * jnp.maximum(largest, s[0]))
 
 
 def scaled_rows(s: jax.Array, rows: PyTree) -> PyTree:

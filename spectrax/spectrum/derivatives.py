@@ -9,16 +9,29 @@ The system is solved in the complement of the joint vector [u; v]. Deflating u a
 where du may have an imaginary component along u that the one of dv along v cancels.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spectrax import krylov, vectors
 from spectrax.operators import LinearOperator
 
 PyTree = Any
+Result = TypeVar("Result")
 _MAX_STEPS_PER_DIMENSION = 4
+
+
+def without_tangents(result: Result) -> Result:
+    """Return a tangent of zeros: of dtype float0 for counts and flags, as JAX wants them."""
+
+    def zero(leaf: jax.Array) -> Any:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return jnp.zeros_like(leaf)
+        return np.zeros(leaf.shape, jax.dtypes.float0)
+
+    return jax.tree.map(zero, result)
 
 
 def triplet_tangents(

@@ -1,40 +1,33 @@
 """Extreme eigenpairs of a Hermitian operator, with residuals and derivatives."""
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from spectrax import checks, krylov, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
-from spectrax.results import EighResult, Status, raise_unless_successful
-from spectrax.spectrum.decomposition import CHUNK, MISMATCH, is_usable, judged, scaled_rows, starting_block
-from spectrax.spectrum.derivatives import eigenpair_tangents
-from spectrax.spectrum.methods import Dense, InverseLanczos, Lanczos, Method, block_layout, choose
-from spectrax.spectrum.svds import default_tol, own_eps, round_off_floor, stack_of
+from spectrax.results import EighResult, raise_unless_successful
+from spectrax.spectrum.decomposition import (
+    CHUNK,
+    MISMATCH,
+    is_usable,
+    judged,
+    scaled_rows,
+    stack_of,
+    starting_block,
+    unless_mismatch,
+    verdict,
+)
+from spectrax.spectrum.derivatives import eigenpair_tangents, without_tangents
+from spectrax.spectrum.methods import Dense, InverseLanczos, Lanczos, Method, choose
+from spectrax.spectrum.plans import Plan, own_eps, plan_of
 
 PyTree = Any
 _ENDS = ("largest", "smallest", "largest_magnitude")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Everything static about one call."""
-
-    k: int
-    which: str
-    method: Dense | Lanczos
-    tol: float
-    eps: float
-    max_steps: int
-    block_size: int
-    subspace_size: int
-    round_off: float
 
 
 def eigsh(
@@ -128,47 +121,30 @@ def eigsh(
         )
     if v0 is not None:
         v0 = stack_of(v0, operator.in_struct)
-    plan = _plan(operator, own_eps(given, operator), k, which, chosen, tol, max_matvecs, v0)
+    plan = plan_of(
+        operator, k, which=which, method=chosen, eps=own_eps(given, operator), tol=tol, max_matvecs=max_matvecs,
+        start_count=0 if v0 is None else vectors.count(v0), products_per_step=1,
+    )  # fmt: skip
     result = _jitted(plan, operator, key, v0)
     return raise_unless_successful(result) if throw else result
 
 
-def _plan(operator, eps, k, which, method, tol, max_matvecs, v0) -> _Plan:
-    n = operator.shape[0]
-    if isinstance(method, Dense):
-        method.check_size(operator)
-    tol = default_tol(operator) if tol is None else tol
-    checks.number_in("tol", tol, 0.0, 1.0, low_open=True)
-    max_matvecs = max(2000, 20 * n) if max_matvecs is None else max_matvecs
-    checks.positive_integer("max_matvecs", max_matvecs)
-    block_size, subspace_size, max_steps = 1, 0, int(max_matvecs)
-    if isinstance(method, Lanczos):
-        block_size, subspace_size = block_layout(method, k, n, 0 if v0 is None else vectors.count(v0))
-        if method.max_restarts is not None:
-            max_steps = min(max_steps, (method.max_restarts + 1) * subspace_size)
-    floor = round_off_floor(operator, eps)
-    return _Plan(int(k), which, method, float(tol), eps, max_steps, block_size, subspace_size, floor)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _decompose(plan: _Plan, operator: LinearOperator, key: Any, v0: PyTree) -> EighResult:
+def _decompose(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree) -> EighResult:
     operator = jax.lax.stop_gradient(operator)
     if isinstance(plan.method, Dense):
         return _dense(plan, operator)
     matvec, _ = operator.loop_products()
     found = krylov.eigenpairs(
-        krylov.stacked(matvec), starting_block(key, v0, operator.in_struct, plan.block_size), key,
-        k=plan.k, which=plan.which, subspace_size=plan.subspace_size, max_steps=plan.max_steps,
-        tol=plan.tol / 2, round_off=min(4 * plan.eps, plan.round_off / 2), probe=plan.method.probe,
+        plan.recurrence_task, krylov.stacked(matvec),
+        starting_block(key, v0, operator.in_struct, plan.block_size), key,
     )  # fmt: skip
     usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
     result = _with_residuals(plan, operator, found.values, found.right, found.largest, found.num_steps, usable)
-    return judged(
-        result, found.complete, found.mismatch > MISMATCH * plan.round_off, 2 * found.breakdowns > found.num_steps
-    )
+    return judged(plan, result, found)
 
 
-def _dense(plan: _Plan, operator: LinearOperator) -> EighResult:
+def _dense(plan: Plan, operator: LinearOperator) -> EighResult:
     matrix = operator.to_dense(chunk_size=CHUNK)
     finite = is_usable(matrix)
     matrix = jnp.where(finite, matrix, jnp.zeros_like(matrix))
@@ -183,27 +159,20 @@ def _dense(plan: _Plan, operator: LinearOperator) -> EighResult:
         plan, operator, values, vectors.from_matrix(rows, operator.in_struct), largest, count, finite
     )
     skew = jnp.max(jnp.abs(matrix - adjoint)) > MISMATCH * plan.round_off * jnp.max(jnp.abs(matrix))
-    return judged(result, jnp.asarray(True), skew, jnp.asarray(False))
+    return unless_mismatch(result, skew)
 
 
-def _with_residuals(plan: _Plan, operator, values, rows, largest, count, finite) -> EighResult:
+def _with_residuals(plan: Plan, operator, values, rows, largest, count, finite) -> EighResult:
     """Sort, compute the true residuals, and say how it ended."""
     order = jnp.argsort(-jnp.abs(values) if plan.which == "largest_magnitude" else -values)
     values, rows = jax.tree.map(lambda leaf: leaf[order], (values, rows))
     image, adjoint_image = operator.matmat(rows), operator.rmatmat(rows)
     difference = vectors.stack_norms(vectors.subtract(image, adjoint_image))
     residuals = vectors.stack_norms(vectors.subtract(image, scaled_rows(values, rows)))
-    floor = plan.round_off * jnp.maximum(largest, jnp.max(jnp.abs(values)))
-    finite = finite & jnp.all(jnp.isfinite(residuals)) & jnp.isfinite(floor)
-    by_tol = residuals <= plan.tol * jnp.abs(values)
-    converged = finite & (by_tol | (residuals <= floor))
-    status = jnp.where(jnp.all(by_tol), int(Status.CONVERGED), int(Status.AT_ROUND_OFF))
-    status = jnp.where(jnp.all(converged), status, int(Status.NOT_CONVERGED))
-    status = jnp.where(finite, status, int(Status.NOT_FINITE)).astype(jnp.int32)
-    nan = jnp.asarray(jnp.nan, values.dtype)
-    values, residuals = jnp.where(finite, values, nan), jnp.where(finite, residuals, nan)
+    mismatch = jnp.max(difference) > MISMATCH * plan.round_off * jnp.maximum(largest, jnp.max(jnp.abs(values)))
+    values, residuals, converged, status = verdict(plan, values, residuals, largest, finite)
     result = EighResult(values, rows, residuals, converged, (count + 2 * plan.k).astype(jnp.int32), status)
-    return judged(result, jnp.asarray(True), jnp.any(difference > MISMATCH * floor), jnp.asarray(False))
+    return unless_mismatch(result, mismatch)
 
 
 @_decompose.defjvp
@@ -214,12 +183,7 @@ def _decompose_jvp(plan, primals, tangents):
         operator, tangents[0], result.eigenvalues, result.eigenvectors,
         materialize=isinstance(plan.method, Dense), tol=plan.tol, eps=plan.eps,
     )  # fmt: skip
-    converged, count, status = (_float0(leaf) for leaf in (result.converged, result.num_matvecs, result.status))
-    return result, EighResult(values_dot, rows_dot, jnp.zeros_like(result.residuals), converged, count, status)
-
-
-def _float0(array: jax.Array) -> Any:
-    return np.zeros(array.shape, jax.dtypes.float0)
+    return result, without_tangents(result)._replace(eigenvalues=values_dot, eigenvectors=rows_dot)
 
 
 _jitted = jax.jit(_decompose, static_argnums=0)

@@ -66,34 +66,19 @@ class _Deflation(NamedTuple):
     finite: jax.Array
 
 
-def smallest_triplets(
-    factors: Factorization,
-    start: jax.Array,
-    key: jax.Array,
-    *,
-    k: int,
-    subspace_size: int,
-    max_steps: int,
-    tol: float,
-    round_off: float,
-    probe: bool,
-) -> SmallestTriplets:
+def smallest_triplets(task: krylov.Task, factors: Factorization, start: jax.Array, key: jax.Array) -> SmallestTriplets:
     """Return the k smallest singular triplets from A = Q R: the largest ones of R^-1, with the sides exchanged.
 
     Args:
+        task: What is searched for; `max_steps` and `probe` are those of each of the searches.
         factors: The factorisation.
         start: The first vector, on the left of R^-1, shape (n,).
         key: A PRNG key.
-        k: How many triplets.
-        subspace_size: How far the bases grow before a restart.
-        max_steps: When one search gives up.
-        tol: A triplet has converged when its residual is at most tol times its value,
-        round_off: or at most round_off times the largest value.
-        probe: Whether each search is challenged by a fresh random vector.
 
     Returns:
         The triplets.
     """
+    k, round_off = task.k, task.round_off
     solve, adjoint_solve = factors.solve, factors.adjoint_solve
     struct = factors.struct
 
@@ -104,11 +89,10 @@ def smallest_triplets(
         wanted values, as it does for a matrix with a column of zeros, theirs would drown in them.
         """
         found = krylov.singular_triplets(
+            task._replace(which="largest", tol=task.tol / 4, round_off=task.round_off / 2),
             lambda rows: _without(state.right, solve(_without(state.left, rows).T).T),
             lambda rows: _without(state.left, adjoint_solve(_without(state.right, rows).T).T),
             _without(state.left, start[None]), struct, jax.random.fold_in(key, state.rounds),
-            k=k, which="largest", subspace_size=subspace_size, max_steps=max_steps,
-            tol=tol / 4, round_off=round_off / 2, probe=probe,
         )  # fmt: skip
         # what is on the left of R^-1 is on the right of R
         place = slots - state.count

@@ -7,6 +7,7 @@ from spectrax import checks
 from spectrax.operators import LinearOperator
 from spectrax.operators.banded import Band, band_of
 from spectrax.operators.convolution import ConvolutionGeometry
+from spectrax.operators.precision import WorkingOperator, convolution_of
 
 # The limits of method="auto", on shapes alone: free memory is neither static nor known ahead of time.
 DENSE_SIDE = 512  # shorter side up to which an explicit matrix is decomposed wholly
@@ -38,7 +39,7 @@ class Dense:
 
     def check_size(self, operator: LinearOperator) -> None:
         """Raise `ValueError` if the dense operator takes more than `max_bytes`."""
-        _check_size(operator, self.max_bytes)
+        _check_size("a dense operator", operator, math.prod(operator.shape), self.max_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +90,12 @@ class InverseLanczos(Lanczos):
             checks.positive_integer("max_bytes", self.max_bytes)
 
     def check_size(self, operator: LinearOperator) -> None:
-        """Raise `ValueError` if the dense operator takes more than `max_bytes`."""
-        _check_size(operator, self.max_bytes)
+        """Raise `ValueError` if what is factorised takes more than `max_bytes`."""
+        band = banded_shape(operator)
+        if band is None:
+            _check_size("a dense operator", operator, math.prod(operator.shape), self.max_bytes)
+        else:
+            _check_size("the factorisation of a convolution", operator, band.entries, self.max_bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +170,18 @@ def can_be_dense(shape: tuple[int, int]) -> bool:
     return min(shape) <= FACTORIZED_SIDE and shape[0] * shape[1] <= FACTORIZED_ENTRIES
 
 
-def _check_size(operator: LinearOperator, max_bytes: int | None) -> None:
-    needed = math.prod(operator.shape) * operator.dtype.itemsize
+def banded_shape(operator: LinearOperator) -> Band | None:
+    """Return the shape as a block-banded matrix if that is how `InverseLanczos` factorises the operator."""
+    convolution = convolution_of(operator)
+    # what has products in 16 bits is not the convolution with its kernel in 32
+    return None if convolution is None or isinstance(operator, WorkingOperator) else cheaper_band(convolution[1])
+
+
+def _check_size(what: str, operator: LinearOperator, entries: int, max_bytes: int | None) -> None:
+    needed = entries * operator.dtype.itemsize
     if max_bytes is not None and needed > max_bytes:
         raise ValueError(
-            f"a dense operator of shape {operator.shape} and dtype {operator.dtype.name} takes {needed} bytes, above "
+            f"{what} of shape {operator.shape} and dtype {operator.dtype.name} takes {needed} bytes, above "
             f"max_bytes={max_bytes}"
         )
 

@@ -1,33 +1,29 @@
 """Extreme singular triplets of a linear operator, with residuals and derivatives."""
 
-import dataclasses
 import functools
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from spectrax import checks, vectors
+from spectrax import checks
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import convolution_of, in_working_precision
 from spectrax.results import SVDResult, raise_unless_successful
-from spectrax.spectrum.decomposition import Plan, banded_shape, decompose
-from spectrax.spectrum.derivatives import triplet_tangents
+from spectrax.spectrum.decomposition import decompose, stack_of
+from spectrax.spectrum.derivatives import triplet_tangents, without_tangents
 from spectrax.spectrum.methods import (
     Davidson,
     Dense,
     Fallback,
     InverseLanczos,
-    Lanczos,
     Method,
-    block_layout,
+    banded_shape,
     can_be_dense,
     choose,
 )
+from spectrax.spectrum.plans import Plan, own_eps, plan_of
 
 PyTree = Any
 
@@ -113,7 +109,10 @@ def svds(
     checks.automatic_axes("the operator", operator)
     chosen = resolve_method(operator, k, which=which, method=method, preconditioned=preconditioner is not None)
     start_count = 0 if v0 is None else len(jax.tree.leaves(v0)[0])
-    plan = _plan(operator, own_eps(given, operator), k, which == "smallest", chosen, tol, max_matvecs, start_count)
+    plan = plan_of(
+        operator, k, which=which, method=chosen, eps=own_eps(given, operator), tol=tol, max_matvecs=max_matvecs,
+        start_count=start_count, products_per_step=2,
+    )  # fmt: skip
     if key is not None:
         checks.key("key", key)
     elif not (isinstance(chosen, Dense) and (explicit or isinstance(method, Dense))):
@@ -193,77 +192,6 @@ def _on_short_side(preconditioner: Any, struct: PyTree) -> LinearOperator:
     return preconditioner
 
 
-def own_eps(given: LinearOperator, operator: LinearOperator) -> float:
-    """The unit round-off of the products: that of the original dtypes unless an explicit matrix was cast up."""
-    source = operator if isinstance(operator, MatrixOperator) else given
-    return vectors.eps((source.in_struct, source.out_struct))
-
-
-def stack_of(v0: PyTree, struct: PyTree) -> PyTree:
-    """Return starting vectors as arrays, after a check that they are a stack of vectors of the given structure."""
-    v0 = jax.tree.map(jnp.asarray, v0)
-    leaves = jax.tree.leaves(v0)
-    lead = leaves[0].shape[:1] if leaves else ()
-    want = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(lead + leaf.shape, leaf.dtype), struct)
-    checks.same_structure("v0", v0, want)
-    return v0
-
-
-def default_tol(operator: LinearOperator) -> float:
-    """Return the relative residual to reach if none is asked for."""
-    return 1e-10 if jnp.finfo(operator.dtype).bits == 64 else 1e-6
-
-
-def round_off_floor(operator: LinearOperator, eps: float) -> float:
-    """Return the residual, over the largest value, that counts as round-off; eps is that of the products."""
-    working = vectors.eps((operator.in_struct, operator.out_struct))
-    floor = (8 + 2 * math.sqrt(max(operator.shape))) * working  # errors of long sums and of rotated bases
-    return floor + 8 * eps if eps > working else floor  # those of products in 16 bits, whose sums have more
-
-
-def _plan(operator, eps, k, smallest, method, tol, max_matvecs, start_count) -> Plan:
-    m, n = operator.shape
-    side = min(m, n)
-    if isinstance(method, Dense | InverseLanczos) and method.max_bytes is not None:
-        band = banded_shape(operator) if isinstance(method, InverseLanczos) else None
-        needed = (m * n if band is None else band.entries) * jnp.dtype(operator.dtype).itemsize
-        if needed > method.max_bytes:
-            what = "a dense operator" if band is None else "the factorisation of a convolution"
-            raise ValueError(
-                f"{what} of shape {(m, n)} and dtype {operator.dtype.name} takes {needed} bytes, above "
-                f"max_bytes={method.max_bytes}"
-            )
-    if tol is None:
-        tol = 1e-10 if jnp.finfo(operator.dtype).bits == 64 else 1e-6
-    checks.number_in("tol", tol, 0.0, 1.0, low_open=True)
-    if max_matvecs is None:
-        max_matvecs = max(2000, 20 * side)
-    checks.positive_integer("max_matvecs", max_matvecs)
-    if isinstance(method, Fallback):
-        parts = tuple(
-            _plan(operator, eps, k, smallest, part, tol, max_matvecs, start_count)
-            for part in (method.first, method.then)
-        )
-        return dataclasses.replace(parts[0], method=method, parts=parts)
-    subspace_size, max_steps = 0, max(max_matvecs // 2, 1)
-    if isinstance(method, Davidson):
-        subspace_size = max(2 * k + 10, k + 19) if method.subspace_size is None else method.subspace_size
-        if subspace_size < k + 4 and subspace_size < side:
-            raise ValueError(f"subspace_size must be at least k + 4 = {k + 4}, got {subspace_size}")
-        subspace_size = min(subspace_size, side)
-        if method.max_steps is not None:
-            max_steps = min(max_steps, method.max_steps)
-    block_size = 1
-    if isinstance(method, Lanczos):
-        if isinstance(method, InverseLanczos):
-            start_count = 0
-        block_size, subspace_size = block_layout(method, k, side, start_count)
-        if method.max_restarts is not None:
-            max_steps = min(max_steps, (method.max_restarts + 1) * subspace_size)
-    round_off = round_off_floor(operator, eps)
-    return Plan(int(k), smallest, method, float(tol), eps, max_steps, block_size, subspace_size, round_off)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _decompose(
     plan: Plan, operator: LinearOperator, key: Any, v0: PyTree, preconditioner: LinearOperator | None
@@ -283,15 +211,7 @@ def _decompose_jvp(plan, primals, tangents):
     u_dot, s_dot, v_dot = triplet_tangents(
         operator, tangents[0], result.u, result.s, result.v, materialize=materialize, tol=plan.tol, eps=plan.eps
     )
-    tangent = SVDResult(
-        u_dot, s_dot, v_dot, jnp.zeros_like(result.residuals), _float0(result.converged), _float0(result.num_matvecs),
-        _float0(result.status),
-    )  # fmt: skip
-    return result, tangent
-
-
-def _float0(array: jax.Array) -> Any:
-    return np.zeros(array.shape, jax.dtypes.float0)
+    return result, without_tangents(result)._replace(u=u_dot, s=s_dot, v=v_dot)
 
 
 _jitted = jax.jit(_decompose, static_argnums=0)

@@ -35,12 +35,12 @@ def solve(matrix, near, start, key, *, k=1, kind="factor", max_steps=300, subspa
         "zero": jnp.zeros_like,
         "nan": lambda r: r * jnp.nan,
     }[kind]
+    tol = 1e-10 if matrix.dtype != jnp.float32 else 1e-6
     found = krylov.smallest_triplets(
+        krylov.Task(k, "smallest", subspace_size, max_steps, tol, floor(matrix.dtype, 0.5), probe),
         lambda v: jnp.matmul(matrix, v, precision="highest"),
         lambda u: jnp.matmul(u.conj(), matrix, precision="highest").conj(),
         precondition, start, jax.ShapeDtypeStruct(matrix.shape[:1], matrix.dtype), key,
-        k=k, subspace_size=subspace_size, max_steps=max_steps, tol=1e-10 if matrix.dtype != jnp.float32 else 1e-6,
-        round_off=floor(matrix.dtype, 0.5), probe=probe,
     )  # fmt: skip
     s = found.values[:, None].astype(matrix.dtype)
     forward = jnp.matmul(found.right, matrix.T, precision="highest") - s * found.left
@@ -112,9 +112,9 @@ def test_the_challenge_finds_what_a_deficient_start_missed(x64):
     @functools.partial(jax.jit, static_argnums=1)
     def values(key, probe):
         return krylov.smallest_triplets(
+            krylov.Task(1, "smallest", 20, 400, 1e-6, 1e-14, probe),
             lambda v: d * v, lambda u: d * u, lambda r: blind * r, jnp.eye(n)[-3:-1],
             jax.ShapeDtypeStruct((n,), d.dtype), key,
-            k=1, subspace_size=20, max_steps=400, tol=1e-6, round_off=1e-14, probe=probe,
         ).values  # fmt: skip
 
     keys = jax.random.split(jax.random.key(0), 20)

@@ -11,8 +11,8 @@ from numpy.testing import assert_allclose
 from spectrax import krylov
 from spectrax.krylov import bidiagonalization, factorization, tridiagonalization
 from spectrax.krylov.extremes import finalize
-from spectrax.krylov.restart import Task
 from spectrax.krylov.search import cycle, init, search
+from spectrax.krylov.task import Task
 
 M, N = 30, 24
 
@@ -33,10 +33,9 @@ STATIC = ("k", "smallest", "subspace_size", "max_steps", "tol", "probe", "width"
 @functools.partial(jax.jit, static_argnames=STATIC)
 def run(matrix, key, *, k=2, smallest=False, subspace_size=10, max_steps=600, tol=1e-11, probe=True, width=1):
     return krylov.singular_triplets(
+        Task(k, "smallest" if smallest else "largest", subspace_size, max_steps, tol, 1e-14, probe),
         lambda rows: rows @ matrix.T, lambda rows: rows @ matrix.conj(),
         jax.random.normal(key, (width, N), matrix.dtype), jax.ShapeDtypeStruct((M,), matrix.dtype), key,
-        k=k, which="smallest" if smallest else "largest", subspace_size=subspace_size, max_steps=max_steps, tol=tol,
-        round_off=1e-14, probe=probe,
     )  # fmt: skip
 
 
@@ -148,8 +147,8 @@ def test_eigenpairs(which, width, x64):
     wanted = {"largest": [3.9, 3.9, 2.5], "smallest": [-4, -4, -3], "largest_magnitude": [-4, -4, 3.9]}[which]
     for seed in range(4):
         found = krylov.eigenpairs(
+            Task(3, which, 14, 900, 1e-9, 1e-14),
             lambda rows: rows @ matrix, jax.random.normal(jax.random.key(seed), (width, N)), jax.random.key(seed),
-            k=3, which=which, subspace_size=14, max_steps=900, tol=1e-9, round_off=1e-14, probe=True,
         )  # fmt: skip
         assert_allclose(found.values, wanted, atol=1e-8)
         x = np.asarray(found.right)
@@ -161,19 +160,16 @@ def test_eigenpairs(which, width, x64):
 def test_an_adjoint_that_does_not_match_is_noticed(x64):
     matrix = jnp.asarray(matrix_of(0, np.linspace(1, 3, N)))
     wrong = matrix + 1e-6 * jnp.asarray(np.random.default_rng(1).normal(size=(M, N)))
-    options = {"k": 2, "subspace_size": 10, "max_steps": 60, "tol": 1e-11, "round_off": 1e-14, "probe": False}
+    task = Task(2, "largest", 10, 60, 1e-11, 1e-14, probe=False)
     start, struct = jnp.ones((1, N)), jax.ShapeDtypeStruct((M,), matrix.dtype)
     for adjoint, low, high in ((matrix, 0, 1e-13), (wrong, 1e-8, 1e-4)):
         found = krylov.singular_triplets(
-            lambda rows: rows @ matrix.T, lambda rows, a=adjoint: rows @ a, start, struct, jax.random.key(0),
-            which="largest", **options,
+            task, lambda rows: rows @ matrix.T, lambda rows, a=adjoint: rows @ a, start, struct, jax.random.key(0)
         )  # fmt: skip
         assert low <= float(found.mismatch) <= high
     for skew, low, high in ((0, 0, 1e-13), (1e-6, 1e-8, 1e-4)):
         square = matrix.T @ matrix + skew * wrong[:N]
-        found = krylov.eigenpairs(
-            lambda rows, s=square: rows @ s.T, start, jax.random.key(0), which="largest", **options
-        )
+        found = krylov.eigenpairs(task, lambda rows, s=square: rows @ s.T, start, jax.random.key(0))
         assert low <= float(found.mismatch) <= high
 
 
@@ -181,7 +177,7 @@ def test_the_host_drives_the_same_steps_and_a_run_can_be_taken_up_again(tmp_path
     """With products that JAX doesn't see, a look at every cycle, and a state that went through a file."""
     matrix = matrix_of(0, np.geomspace(1, 1e-2, N))
     struct, key = jax.ShapeDtypeStruct((M,), jnp.float64), jax.random.key(0)
-    task = Task(2, "largest", False, 8, 600, 1e-11, 1e-14, True)
+    task = Task(2, "largest", 8, 600, 1e-11, 1e-14)
     state = init(task, jax.random.normal(key, (1, N)), struct, key)
     products = []
 

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 import spectrax as sx
 from spectrax import testing
-from spectrax.spectrum.decomposition import banded_shape
+from spectrax.spectrum.methods import banded_shape
 
 KEY = jax.random.key(3)
 
