@@ -27,6 +27,14 @@ def _forget_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _forget_programs_of_slow_tests(request):
+    """The same after each slow test: some modules of them would run out of maps, which ends in a segmentation fault."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Switch 64-bit mode on for one test."""

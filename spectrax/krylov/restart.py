@@ -47,25 +47,25 @@ def ritz_of(task: Task, bases: Factorization, fixed: jax.Array) -> Ritz:
     place = jnp.arange(room, dtype=jnp.int32)
     used = (place >= fixed) & (place < jnp.minimum(bases.size, dimension_of(bases)))
     matrix = jnp.where(used[:, None] & used & bases.finite, _projected(task, bases), 0)
-    # columns that are not in use get values beyond the other end
-    beyond = 2 * (jnp.sqrt(jnp.sum(jnp.square(jnp.abs(matrix / nonzero(bases.scale).astype(matrix.dtype))))) + 1)
-    beyond = beyond * nonzero(bases.scale)
-    fill = {"largest": -beyond if task.hermitian else 0 * beyond, "smallest": beyond, "largest_magnitude": 0 * beyond}
-    matrix = matrix + jnp.diag(jnp.where(used, 0, fill[task.which]).astype(matrix.dtype))
+    # columns that are not in use get a value beyond all others: one equal to theirs would mix the vectors
+    sizes = jnp.abs(matrix / nonzero(bases.scale).astype(matrix.dtype))
+    bound = jnp.sqrt(jnp.max(jnp.sum(sizes, 0)) * jnp.max(jnp.sum(sizes, 1)))  # of the 2-norm, and rarely far above it
+    matrix = matrix + jnp.diag(jnp.where(used, 0, (1.25 * bound + 0.25) * nonzero(bases.scale)).astype(matrix.dtype))
+    others = room - jnp.sum(used, dtype=jnp.int32)
     if task.hermitian:
         values, columns = projected_eigh(matrix)
-        order = (
-            jnp.argsort(-jnp.abs(values)) if task.which == "largest_magnitude" else jnp.arange(room, dtype=jnp.int32)
-        )
-        if task.which == "largest":
-            order = order[::-1]
-        values, left = values[order], columns.T[order]
-        right = left
+        left = right = columns.T
     else:
         left, values, right_h = projected_svd(matrix)
         left, right = left.T, right_h.conj()
-        if task.which == "smallest":
-            left, values, right = left[::-1], values[::-1], right[::-1]
+    if task.which == "largest_magnitude":
+        order = jnp.argsort(-jnp.abs(values))
+    else:
+        order = place if task.hermitian else place[::-1]  # ascending
+        order = order if task.which == "smallest" else order[::-1]
+    if task.which != "smallest":
+        order = jnp.roll(order, -others)
+    left, values, right = left[order], values[order], right[order]
     start = jnp.maximum(bases.size - width, 0)
     last = jax.lax.dynamic_slice_in_dim(left.T, start, width, 0)
     rest = jnp.matmul(bases.coupling / nonzero(bases.scale).astype(last.dtype), last, precision=HIGHEST)

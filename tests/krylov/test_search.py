@@ -211,12 +211,17 @@ def test_the_host_drives_the_same_steps_and_a_run_can_be_taken_up_again(tmp_path
     assert_allclose(finalize(task, whole).values, found.values, rtol=1e-13)
 
 
-def test_the_whole_space(x64):
-    values = np.repeat([2.0, 1.0, 0.0], N // 3)
-    matrix = jnp.asarray(matrix_of(0, values))
-    found = run(matrix, jax.random.key(0), k=N, subspace_size=N)
-    assert_allclose(found.values, values, atol=1e-13)
-    assert int(found.num_steps) == N
+@pytest.mark.parametrize("width", [1, 5, 7])
+def test_the_whole_space(width, x64):
+    """Where the last block sticks out of it, what is not in use has no part in the vectors of the null space."""
+    for values in (np.repeat([2.0, 1.0, 0.0], N // 3), np.geomspace(1, 1e-22, N)):
+        matrix = jnp.asarray(matrix_of(0, values))
+        for seed in range(3):
+            found = run(matrix, jax.random.key(seed), k=N, subspace_size=-(-N // width) * width, width=width)
+            assert_allclose(found.values, values, atol=1e-13)
+            for rows in (np.asarray(found.left), np.asarray(found.right)):
+                assert_allclose(rows @ rows.T, np.eye(N), atol=1e-13)
+            assert int(found.num_steps) == -(-N // width) * width
 
 
 def test_what_is_not_finite_ends_at_once(x64):
