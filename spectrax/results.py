@@ -48,8 +48,9 @@ _TEXTS = {
         "it is not Hermitian where it has to be"
     ),
     Status.BREAKDOWN: (
-        "did not converge, and most directions had to be drawn afresh since they held nothing but round-off: the "
-        "products (or those of the preconditioner) are zero or lose their digits; scale the operator, or use Dense()"
+        "did not converge, and the recurrence broke down on the way, which went on with random directions: repeated or "
+        "zero singular values, or products that lose their digits; give more max_matvecs, a block_size of the number "
+        "of copies, or use Dense()"
     ),
 }
 

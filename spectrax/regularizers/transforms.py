@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from spectrax import checks
-from spectrax.regularizers.penalties import Penalty, PenaltyState, SpectralMeasurements
+from spectrax.regularizers.penalty import Penalty, PenaltyState, SpectralMeasurements
 
 PyTree = Any
 

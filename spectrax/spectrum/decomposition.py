@@ -132,7 +132,7 @@ def judged(plan: Plan, result: Result, found: krylov.Triplets) -> Result:
     usable = result.status != int(Status.NOT_FINITE)
     converged = result.converged & found.complete
     status = jnp.where(found.complete, result.status, jnp.maximum(result.status, int(Status.NOT_CONVERGED)))
-    broke_down = ~jnp.all(converged) & (2 * found.breakdowns > found.num_steps)  # most directions were drawn afresh
+    broke_down = ~jnp.all(converged) & (found.breakdowns > 0)
     status = jnp.where(broke_down & usable, int(Status.BREAKDOWN), status)
     result = result._replace(converged=converged, status=status.astype(jnp.int32))
     return unless_mismatch(result, found.mismatch > MISMATCH * plan.round_off)

@@ -9,7 +9,7 @@ import numpy as np
 from spectrax import checks, vectors
 from spectrax.operators import aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
-from spectrax.results import Status, SVDResult
+from spectrax.results import EighResult, Status, SVDResult
 
 PyTree = Any
 
@@ -46,6 +46,72 @@ def assert_singular_values(result: SVDResult, A: Any, /, *, which: str = "larges
         >>> sx.testing.assert_singular_values(sx.svds(A, 2), A)
     """
     checks.choice("which", which, ("largest", "smallest"))
+    matrix, margin, finite = _matrix_of(A, result.s, result.converged, result.status)
+    if not finite:
+        return
+    s, residuals = np.asarray(result.s, np.float64), np.asarray(result.residuals, np.float64)
+    true = np.linalg.svd(matrix, compute_uv=False)
+    margin = margin * true[0]
+    u, v = _rows(result.u).astype(matrix.dtype), _rows(result.v).astype(matrix.dtype)
+    own_eps = float(np.finfo(np.asarray(result.s).dtype).eps)
+    for name, rows in (("u", u), ("v", v)):
+        _orthonormal(name, rows, own_eps)
+    forward, backward = v @ matrix.T - s[:, None] * u, u @ matrix.conj() - s[:, None] * v
+    actual = np.hypot(np.linalg.norm(forward, axis=1), np.linalg.norm(backward, axis=1))
+    _holds((np.abs(actual - residuals) <= margin).all(), f"residuals {residuals}, where they are {actual}")
+    _holds((np.diff(s) <= 0).all(), f"values {s} are not in descending order")
+    wanted = true[: len(s)] if which == "largest" else true[-len(s) :]
+    _values(s, residuals * 0.5**0.5, true, wanted, margin, which, result.converged, result.status)
+
+
+def assert_eigenvalues(result: EighResult, A: Any, /, *, which: str) -> None:
+    """Raise `AssertionError` if a result claims about a Hermitian operator what is not true of it.
+
+    As `assert_singular_values`, with NumPy's eigenvalues; each value lies within its residual of a true one. With
+    "largest_magnitude" the moduli descend, and where two are equal the order of the signs is open.
+
+    Args:
+        result: A concrete `EighResult` of one operator.
+        A: The operator, or anything that `aslinearoperator` takes; its Hermitian part is what counts.
+        which: The end that was asked for, "largest", "smallest" or "largest_magnitude".
+
+    Raises:
+        AssertionError: If the result is wrong; the message says what was claimed and what is true.
+        ValueError: If `which` is none of the three.
+
+    Cost:
+        A dense decomposition on the host.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import spectrax as sx
+        >>> A = jnp.diag(jnp.array([3.0, -4.0, 1.0]))
+        >>> sx.testing.assert_eigenvalues(sx.eigsh(A, 2, which="smallest"), A, which="smallest")
+    """
+    checks.choice("which", which, ("largest", "smallest", "largest_magnitude"))
+    matrix, margin, finite = _matrix_of(A, result.eigenvalues, result.converged, result.status)
+    if not finite:
+        return
+    values, residuals = np.asarray(result.eigenvalues, np.float64), np.asarray(result.residuals, np.float64)
+    true = np.linalg.eigvalsh((matrix + matrix.conj().T) / 2)
+    margin = margin * np.abs(true).max()
+    x = _rows(result.eigenvectors).astype(matrix.dtype)
+    _orthonormal("eigenvectors", x, float(np.finfo(np.asarray(result.eigenvalues).dtype).eps))
+    actual = np.linalg.norm(x @ matrix.T - values[:, None] * x, axis=1)
+    _holds((np.abs(actual - residuals) <= margin).all(), f"residuals {residuals}, where they are {actual}")
+    key = {"largest": -true, "smallest": true, "largest_magnitude": -np.abs(true)}[which]
+    wanted = true[np.argsort(key, kind="stable")][: len(values)]
+    if which == "largest_magnitude":
+        descending = np.diff(np.abs(values)) <= margin
+        values, true, wanted = np.abs(values), np.abs(true), np.abs(wanted)
+    else:
+        descending, wanted = np.diff(values) <= 0, np.sort(wanted)[::-1]
+    _holds(descending.all(), f"values {values} are not in descending order")
+    _values(values, residuals, true, wanted, margin, which, result.converged, result.status)
+
+
+def _matrix_of(A: Any, values: Any, converged: Any, status: Any) -> tuple[np.ndarray, float, bool]:
+    """Return the matrix in 64 bits, the size of round-off relative to its norm, and whether it is finite at all."""
     operator = aslinearoperator(A)
     # an explicit 16-bit matrix is cast up before anything is done with it; other operators have products in 16 bits
     explicit = isinstance(operator, MatrixOperator)
@@ -53,38 +119,35 @@ def assert_singular_values(result: SVDResult, A: Any, /, *, which: str = "larges
     eps = working if explicit else float(jnp.finfo(operator.dtype).eps)
     wide = np.complex128 if jnp.issubdtype(operator.dtype, jnp.complexfloating) else np.float64
     matrix = np.asarray(operator.to_dense()).astype(wide)
-    s, residuals = np.asarray(result.s, np.float64), np.asarray(result.residuals, np.float64)
-    converged, k = np.asarray(result.converged), len(np.asarray(result.s))
-    if not np.isfinite(matrix).all():
-        _holds(np.isnan(s).all() and not converged.any(), f"values {s} of an operator that is not finite")
-        _holds(
-            int(result.status) == Status.NOT_FINITE, f"status {int(result.status)} of an operator that is not finite"
-        )
-        return
-    true = np.linalg.svd(matrix, compute_uv=False)
-    margin = ((10 + 2 * max(matrix.shape) ** 0.5) * working + (10 * eps if eps > working else 0)) * true[0]
-    u, v = _rows(result.u).astype(wide), _rows(result.v).astype(wide)
-    own_eps = float(np.finfo(np.asarray(result.s).dtype).eps)
-    for name, rows in (("u", u), ("v", v)):
-        defect = np.abs(rows.conj() @ rows.T - np.eye(k)).max()
-        _holds(defect <= 100 * rows.shape[1] ** 0.5 * own_eps, f"{name} is not orthonormal: it misses by {defect:.1e}")
-    forward, backward = v @ matrix.T - s[:, None] * u, u @ matrix.conj() - s[:, None] * v
-    actual = np.hypot(np.linalg.norm(forward, axis=1), np.linalg.norm(backward, axis=1))
-    _holds((np.abs(actual - residuals) <= margin).all(), f"residuals {residuals}, where they are {actual}")
-    _holds((np.diff(s) <= 0).all(), f"values {s} are not in descending order")
-    nearest = np.abs(s[:, None] - true).min(axis=1)
+    finite = bool(np.isfinite(matrix).all())
+    if not finite:
+        nothing = np.isnan(np.asarray(values)).all() and not np.asarray(converged).any()
+        _holds(nothing, f"values {values} of an operator that is not finite")
+        _holds(int(status) == Status.NOT_FINITE, f"status {int(status)} of an operator that is not finite")
+    margin = (10 + 2 * max(matrix.shape) ** 0.5) * working + (10 * eps if eps > working else 0)
+    return matrix, margin, finite
+
+
+def _orthonormal(name: str, rows: np.ndarray, eps: float) -> None:
+    defect = np.abs(rows.conj() @ rows.T - np.eye(len(rows))).max()
+    _holds(defect <= 100 * rows.shape[1] ** 0.5 * eps, f"{name} is not orthonormal: it misses by {defect:.1e}")
+
+
+def _values(values, errors, true, wanted, margin, which, converged, status) -> None:
+    """Each value has a true one near it; those that all converged are the wanted ones; the status says so."""
+    converged = np.asarray(converged)
+    nearest = np.abs(values[:, None] - true).min(axis=1)
     _holds(
-        (nearest <= residuals * 0.5**0.5 + margin).all(),
-        f"values {s} with residuals {residuals}: the nearest true ones are {nearest} away",
+        (nearest <= errors + margin).all(),
+        f"values {values} with error bounds {errors}: the nearest true ones are {nearest} away",
     )
-    wanted = true[:k] if which == "largest" else true[-k:]
     if converged.all():
         _holds(
-            (np.abs(s - wanted) <= residuals * 0.5**0.5 + 2 * margin).all(),
-            f"values {s}, all converged, where the {which} ones are {wanted}",
+            (np.abs(values - wanted) <= errors + 2 * margin).all(),
+            f"values {values}, all converged, where the {which} ones are {wanted}",
         )
-    success = int(result.status) in (Status.CONVERGED, Status.AT_ROUND_OFF)
-    _holds(success == converged.all(), f"status {int(result.status)} with the flags {converged}")
+    success = int(status) in (Status.CONVERGED, Status.AT_ROUND_OFF)
+    _holds(success == converged.all(), f"status {int(status)} with the flags {converged}")
 
 
 def _holds(condition: Any, message: str) -> None:

@@ -148,3 +148,29 @@ def test_the_assertion_catches_every_kind_of_lie():
     testing.assert_singular_values(lie(missed, converged=[True, False, True], status=2), A)
     with pytest.raises(ValueError, match="which must be one of"):
         testing.assert_singular_values(truth, A, which="both")
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "largest_magnitude"])
+def test_the_assertion_on_eigenvalues_catches_every_kind_of_lie(which):
+    A = jnp.diag(jnp.array([4.0, 3.0, -4.5, 2.0, 2.0, -1.0]))
+    truth = sx.eigsh(A, 3, which=which)
+    testing.assert_eigenvalues(truth, A, which=which)
+    whole = sx.eigsh(A, 6, which=which)
+    kept = jnp.array({"largest": [0, 2, 3], "smallest": [0, 1, 5], "largest_magnitude": [0, 1, 3]}[which])
+    missed = truth._replace(eigenvectors=whole.eigenvectors[kept], eigenvalues=whole.eigenvalues[kept])
+    cases = {
+        f"where the {which} ones are": missed,
+        "not orthonormal": truth._replace(eigenvectors=2 * truth.eigenvectors),
+        "where they are": lie(truth, residuals=truth.residuals + 1),
+        "descending": truth._replace(eigenvalues=truth.eigenvalues[::-1], eigenvectors=truth.eigenvectors[::-1]),
+        "status 2 with the flags": lie(truth, status=2),
+        "status 0 with the flags": lie(truth, converged=[True, False, True]),
+    }
+    for message, wrong in cases.items():
+        with pytest.raises(AssertionError, match=message):
+            testing.assert_eigenvalues(wrong, A, which=which)
+    with pytest.raises(AssertionError, match="not finite"):
+        testing.assert_eigenvalues(truth, A.at[0, 0].set(jnp.nan), which=which)
+    testing.assert_eigenvalues(lie(missed, converged=[True, False, True], status=2), A, which=which)
+    with pytest.raises(ValueError, match="which must be one of"):
+        testing.assert_eigenvalues(truth, A, which="both")

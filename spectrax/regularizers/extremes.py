@@ -1,0 +1,261 @@
+"""Penalties on the extreme singular values of linear maps, by blocks of vectors that are followed from step to step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spectrax import checks
+from spectrax.operators import LinearOperator
+from spectrax.regularizers.blocks import Ritz, bottom_kind, needs_key, renew, ritz
+from spectrax.regularizers.maps import Maps, MatrixAxes
+from spectrax.regularizers.penalty import (
+    Options,
+    Penalty,
+    PenaltyState,
+    SpectralMeasurements,
+    nothing_measured,
+    options_of,
+    total,
+)
+from spectrax.spectrum import Dense, svds
+
+PyTree = Any
+
+
+def condition_number_penalty(
+    maps: Maps | MatrixAxes | None = None,
+    *,
+    block_size: int = 8,
+    renew_every: int = 64,
+    mask: Callable[[str], bool] | None = None,
+    batched: bool = False,
+    num_samples: int | None = None,
+) -> Penalty:
+    r"""Penalise the logarithm of the condition number of each map.
+
+    The sum over all maps of the mean over i <= block_size of
+
+        log s_i - log(s_{n+1-i} + eps s_1),
+
+    with s_i the singular values; `block_size=1` is the logarithm of the condition number itself. A whole block keeps
+    the gradient bounded where the smallest value is far below its neighbours, and lifts these before they become the
+    smallest. Near zero maps and rank deficiency the value and the gradient are finite; the gradient can reach
+    1 / (eps s_1), which is too large for float16: keep such parameters in float32 or bfloat16.
+
+    Args:
+        maps: A function from parameters to named operators (`sx.layers.linear_maps(net, input_shape)`, or your own), or
+            `MatrixAxes`, or None for parameters of shape (in, out).
+        block_size: How many singular values at each end (at most half of them).
+        renew_every: Steps between two factorisations of the maps; in between the values are Ritz values on the blocks.
+        mask: Which maps to act on, by name; all by default.
+        batched: Whether `maps` takes one sample: it is then called for every sample of the batch, the extra arguments
+            of `apply`, and each map is decomposed wholly at every step; the penalty is the mean over samples.
+        num_samples: With `batched`, how many samples of the batch are used; all by default.
+
+    Returns:
+        The penalty's functions.
+
+    Raises:
+        ValueError: If an option is out of its range.
+
+    Cost:
+        At every step one product of each map with 2 block_size vectors and its derivative; at a renewal a QR
+        factorisation of each map up to the limits of `svds`.
+
+    Derivatives:
+        First order, with respect to the parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import spectrax as sx
+        >>> penalty = sx.regularizers.condition_number_penalty(block_size=1)
+        >>> params = {"kernel": jnp.diag(jnp.array([1.0, 10.0]))}
+        >>> value, state = penalty.apply(params, penalty.init(params, None))
+        >>> round(float(value), 4)
+        2.3026
+    """
+
+    def value(top: jax.Array, bottom: jax.Array) -> jax.Array:
+        eps = jnp.finfo(top.dtype).eps
+        largest = jnp.where(top[0] < jnp.finfo(top.dtype).tiny / eps, 0 * top[0], top[0])  # what is smaller underflows
+        nonzero = ~(largest == 0)  # NaN must come through
+        safe_top = jnp.where(nonzero, jnp.maximum(top, eps * largest), 1)
+        safe_bottom = jnp.where(nonzero, jnp.maximum(bottom, 0) + eps * largest, 1)
+        return jnp.mean(jnp.log(safe_top)) - jnp.mean(jnp.log(safe_bottom))
+
+    return _build(value, (block_size, block_size), maps, renew_every, mask, batched, num_samples)
+
+
+def spectral_norm_penalty(
+    maps: Maps | MatrixAxes | None = None,
+    *,
+    block_size: int = 4,
+    renew_every: int = 64,
+    mask: Callable[[str], bool] | None = None,
+    batched: bool = False,
+    num_samples: int | None = None,
+) -> Penalty:
+    r"""Penalise half the squared spectral norm of each map, (1/2) sum s_1^2.
+
+    Args:
+        maps: As in `condition_number_penalty`.
+        block_size: How many vectors are carried; more follow the largest value over a crossing.
+        renew_every: Steps between two renewals.
+        mask: Which maps to act on, by name.
+        batched: As in `condition_number_penalty`.
+        num_samples: As in `condition_number_penalty`.
+
+    Returns:
+        The penalty's functions. The measured sigma_min is NaN.
+
+    Raises:
+        ValueError: If an option is out of its range.
+
+    Cost:
+        As `condition_number_penalty` with one block.
+
+    Derivatives:
+        d = s_1 Re(u_1^H dA v_1).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import spectrax as sx
+        >>> penalty = sx.regularizers.spectral_norm_penalty()
+        >>> params = {"kernel": jnp.diag(jnp.array([1.0, 3.0]))}
+        >>> round(float(penalty.apply(params, penalty.init(params, None))[0]), 4)
+        4.5
+
+    Source:
+        Yoshida & Miyato 2017, arXiv 1705.10941.
+    """
+
+    def value(top: jax.Array, bottom: jax.Array) -> jax.Array:
+        del bottom
+        return jnp.square(top[0]) / 2
+
+    return _build(value, (block_size, 0), maps, renew_every, mask, batched, num_samples)
+
+
+def _build(value, ends, maps, renew_every, mask, batched, num_samples) -> Penalty:
+    checks.positive_integer("block_size", ends[0])
+    checks.positive_integer("renew_every", renew_every)
+    options = options_of(maps, mask, batched, num_samples)
+    build = _Extremes(value, ends, renew_every, options)
+    return Penalty(build.init, build.apply, build.renew, build.kinds)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Extremes:
+    """A penalty that is a function of some singular values at one or both ends."""
+
+    value: Callable[[jax.Array, jax.Array], jax.Array]
+    ends: tuple[int, int]
+    renew_every: int
+    options: Options
+
+    def _ends(self, operator: LinearOperator) -> tuple[int, int]:
+        """Blocks of at most half of the values: the two of them never overlap, except at 1 x n."""
+        half = max(min(operator.shape) // 2, 1)
+        return min(self.ends[0], half), min(self.ends[1], half)
+
+    def init(self, params: PyTree, key: jax.Array | None, **batch: PyTree) -> PenaltyState:
+        applied = jnp.zeros((), jnp.int32)
+        if key is not None:
+            checks.key("key", key)
+        if self.options.batched:
+            del batch
+            return PenaltyState(applied, key, {}, nothing_measured(("jacobian",), params))
+        operators = self.options.operators(params)
+        needing = [name for name, op in operators.items() if needs_key(op)]
+        if key is None and needing:
+            raise ValueError(
+                f"a PRNG key (for instance key=jax.random.key(0)) is needed to find singular vectors of "
+                f"{', '.join(needing)}"
+            )
+        state = PenaltyState(applied, key, {}, nothing_measured(operators, params))
+        return self._measured(self.renew(params, state), operators)
+
+    def renew(self, params: PyTree, state: PenaltyState) -> PenaltyState:
+        if self.options.batched:
+            return state
+        operators = self.options.operators(params)
+        key = None if state.key is None else jax.random.fold_in(state.key, state.applied)
+        ends = {name: self._ends(operator) for name, operator in operators.items()}
+        blocks = renew(operators, ends, key, state.blocks)
+        return state._replace(blocks=blocks)
+
+    def apply(self, params: PyTree, state: PenaltyState, **batch: PyTree) -> tuple[jax.Array, PenaltyState]:
+        if self.options.batched:
+            return self._apply_batched(params, state, batch)
+        due = (state.applied > 0) & (state.applied % self.renew_every == 0)
+        frozen = jax.lax.stop_gradient((params, state))
+        state = jax.lax.cond(due, lambda: self.renew(*frozen), lambda: frozen[1])
+        operators = self.options.operators(params)
+        found = {name: ritz(operator, state.blocks[name]) for name, operator in operators.items()}
+        value = total(self.value(top.values, bottom.values) for top, bottom in found.values())
+        state = self._record(state, jax.lax.stop_gradient(found), operators)
+        return value, state._replace(applied=state.applied + 1)
+
+    def kinds(self, params: PyTree, **batch: PyTree) -> dict[str, str]:
+        if self.options.batched:
+            return {"jacobian": "exact"}
+        kinds = {"upper": "lower", "estimate": "estimate"}  # an upper bound of sigma_min makes kappa a lower one
+        operators = jax.eval_shape(self.options.operators, params)
+        return {name: kinds[bottom_kind(op)] for name, op in operators.items()}
+
+    def _measured(self, state: PenaltyState, operators: dict[str, LinearOperator]) -> PenaltyState:
+        return self._record(state, {name: ritz(op, state.blocks[name]) for name, op in operators.items()}, operators)
+
+    def _record(
+        self, state: PenaltyState, found: dict[str, tuple[Ritz, Ritz]], operators: dict[str, LinearOperator]
+    ) -> PenaltyState:
+        single = {name: jnp.abs(bottom.values[-1]) for name, (_, bottom) in found.items()}
+        largest = {name: top.values[0] for name, (top, _) in found.items()}
+        conditions = {name: _condition(largest[name], single[name], max(operators[name].shape)) for name in found}
+        measurements = SpectralMeasurements(
+            sigma_max=largest,
+            sigma_min=single,
+            condition_number=conditions,
+            residual={name: _ratio(bottom.residual, bottom.values[-1]) for name, (_, bottom) in found.items()},
+            converged={name: jnp.all(state.blocks[name].converged) for name in found},
+        )
+        return state._replace(measurements=measurements)
+
+    def _apply_batched(self, params, state, batch):
+        def one(operators):
+            values, ends = [], {}
+            for name, operator in operators.items():
+                counts = self._ends(operator)
+                top = svds(operator, counts[0], which="largest", method=Dense(), key=state.key)
+                bottom = svds(operator, max(counts[1], 1), which="smallest", method=Dense(), key=state.key)
+                values.append(self.value(top.s, bottom.s))
+                ends[name] = (top.s[0], bottom.s[-1], bottom.residuals[-1], top.converged[0] & bottom.converged[-1])
+            return total(values), ends
+
+        values, ends = self.options.per_sample(one, params, batch)
+        if set(ends) != set(state.measurements.sigma_max):
+            raise ValueError(f"maps of one sample must return one operator named 'jacobian', got {', '.join(ends)}")
+        ends = jax.lax.stop_gradient(ends)
+        measured = SpectralMeasurements(
+            sigma_max={name: jnp.median(end[0]) for name, end in ends.items()},
+            sigma_min={name: jnp.median(end[1]) for name, end in ends.items()},
+            condition_number={name: jnp.median(_ratio(end[0], end[1])) for name, end in ends.items()},
+            residual={name: jnp.max(_ratio(end[2], end[1])) for name, end in ends.items()},
+            converged={name: jnp.all(end[3]) for name, end in ends.items()},
+        )
+        # in the dtypes that the state began with, whatever those of the samples are
+        measured = jax.tree.map(lambda old, new: new.astype(old.dtype), state.measurements, measured)
+        return jnp.mean(values), state._replace(applied=state.applied + 1, measurements=measured)
+
+
+def _condition(largest: jax.Array, smallest: jax.Array, size: int) -> jax.Array:
+    """Return their ratio, or inf where the smallest is at round-off, as `sx.condition_number` does."""
+    singular = smallest <= size**0.5 * jnp.finfo(largest.dtype).eps * largest
+    return jnp.where(singular, jnp.inf, _ratio(largest, smallest))
+
+
+def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.where(b == 0, jnp.inf, a / jnp.where(b == 0, jnp.ones_like(b), b))
