@@ -3,7 +3,17 @@
 from spectrax.krylov.davidson import smallest_triplets
 from spectrax.krylov.extremes import eigenpairs, singular_triplets
 from spectrax.krylov.factorization import stacked
+from spectrax.krylov.orthogonalization import random_stack
 from spectrax.krylov.solves import minres
 from spectrax.krylov.task import Task, Triplets
 
-__all__ = ["Task", "Triplets", "eigenpairs", "minres", "singular_triplets", "smallest_triplets", "stacked"]
+__all__ = [
+    "Task",
+    "Triplets",
+    "eigenpairs",
+    "minres",
+    "random_stack",
+    "singular_triplets",
+    "smallest_triplets",
+    "stacked",
+]

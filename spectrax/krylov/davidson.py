@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import vectors
-from spectrax.krylov.orthogonalization import direction_seed, orthonormalize
+from spectrax.krylov.orthogonalization import direction_seed, orthonormalize, random_stack
 from spectrax.krylov.task import Task, Triplets
 from spectrax.krylov.two_sided import TwoSidedBases, decompose, restart, row_structure
 
@@ -135,10 +135,10 @@ def init(
         return rmatvec(vectors.divide(image, vectors.norm(image))), size
 
     vector, largest = jax.lax.fori_loop(
-        0, _NORM_STEPS, enlarge, (vectors.normal(norm_key, struct), jnp.zeros((), real))
+        0, _NORM_STEPS, enlarge, (vectors.row(random_stack(norm_key, struct, 1), 0), jnp.zeros((), real))
     )
     largest = jnp.maximum(largest, vectors.norm(vector))
-    random = vectors.normal(random_key, struct, max(k + 1 - given, 1) + _PROBES)
+    random = random_stack(random_key, struct, max(k + 1 - given, 1) + _PROBES)
     if precondition is not None:
         random = jax.lax.map(lambda vector: _mixed(vector, _usable_or(precondition(vector), vector)), random)
     queue = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), start, random)

@@ -200,13 +200,13 @@ def starting_block(key: Any, v0: PyTree, struct: PyTree, count: int) -> PyTree:
     Returns:
         A stack of `count` vectors, random ones behind those that were given.
     """
-    noise = vectors.normal(jax.random.fold_in(key, 1), struct, count)
+    noise = krylov.random_stack(jax.random.fold_in(key, 1), struct, count)
     if v0 is None:
         return noise
     if vectors.count(v0) > count:
         v0 = jax.tree.map(lambda leaf: leaf.sum(0, keepdims=True), v0)
     lengths = vectors.stack_norms(v0)
-    share = 0.03 * jnp.where(lengths > 0, lengths, 1) / math.sqrt(vectors.size(struct))
+    share = 0.03 * jnp.where(lengths > 0, lengths, 1) / math.sqrt(vectors.size(struct) / 3)  # their variance is 1/3
     share = jnp.concatenate([share, jnp.ones(count - vectors.count(v0), share.dtype)])
     return vectors.add(vectors.pad(v0, count), scaled_rows(share, noise))
 

@@ -158,7 +158,7 @@ def dense_factors(tall: jax.Array, key: jax.Array) -> Factorization:
     m, n = tall.shape
     q, r = householder.factorize(tall)
     eps = jnp.finfo(tall.dtype).eps
-    vector = vectors.normal(jax.random.fold_in(key, 2), jax.ShapeDtypeStruct((n, 1), r.dtype))
+    vector = krylov.random_stack(jax.random.fold_in(key, 2), jax.ShapeDtypeStruct((1,), r.dtype), n)
     solution = jax.lax.linalg.triangular_solve(r, vector, left_side=True)
     for factor in (r, r.conj().T, r):  # power iteration
         vector = jnp.matmul(factor, vectors.divide(vector, vectors.norm(vector)), precision=vectors.HIGHEST)
@@ -212,13 +212,13 @@ def banded_factors(
     m, n = band.shape
     eps = float(jnp.finfo(blocks.dtype).eps)
     matvec, rmatvec = tall.loop_products()
-    vector = vectors.normal(jax.random.fold_in(key, 2), tall.in_struct)
+    vector = vectors.row(krylov.random_stack(jax.random.fold_in(key, 2), tall.in_struct, 1), 0)
     for apply in (matvec, rmatvec, matvec, rmatvec):  # power iteration
         vector = apply(vectors.divide(vector, vectors.norm(vector)))
     largest = jnp.where(finite, vectors.norm(vector), 1)
     blocks = blocks / jnp.where(largest > 0, largest, 1).astype(blocks.dtype)
     factors = banded.factorize(band, blocks, key=key)
-    probe = vectors.normal(jax.random.fold_in(key, 2), jax.ShapeDtypeStruct((n, 1), blocks.dtype))
+    probe = krylov.random_stack(jax.random.fold_in(key, 2), jax.ShapeDtypeStruct((1,), blocks.dtype), n)
     regular = vectors.norm(banded.solve(band, factors, probe)) * eps < 1  # false for NaN, too
     noise = eps / (2 * math.sqrt(m))
     factors = jax.lax.cond(
