@@ -154,8 +154,8 @@ def direction_seed(key: jax.Array) -> jax.Array:
 def random_stack(key: jax.Array, struct: PyTree, count: int) -> PyTree:
     """Return a stack of `count` random vectors of the given structure, with entries uniform in [-1, 1).
 
-    By the hash of `random_rows`: JAX's generator and the inverse of the error function would take a sixth of the compile
-    time of a whole solve.
+    By the hash of `random_rows`: JAX's generator and the inverse of the error function would take a sixth of the
+    compile time of a whole solve.
     """
     return random_rows(direction_seed(key), jnp.zeros((), jnp.int32), vectors.zeros(struct, count))
 
