@@ -71,7 +71,7 @@ def singular_triplets(
     task = task._replace(hermitian=False)
 
     def step(bases: Factorization) -> Factorization:
-        return bidiagonalization.step(matmat, rmatmat, bases)
+        return bidiagonalization.step(matmat, rmatmat, bases, one_sided=task.one_sided)
 
     return finalize(task, search(task, step, init(task, start, left_struct, key)))
 

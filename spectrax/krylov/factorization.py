@@ -27,6 +27,8 @@ class Factorization(NamedTuple):
         coupling: K, shape (b, b): what the operator left outside of the bases at the last step.
         scale: The largest entry of B and K so far, to tell a breakdown by.
         mismatch: The largest inner product <u, A v> that came out otherwise as <A^H u, v>, over `scale`.
+        loss: By how much the last left row may miss being orthogonal to those before it; one where that is not known
+            for the next, inf where it cannot be known for any to come.
         right_seed: Where fresh right directions come from, after a breakdown.
         left_seed: The same for left vectors.
         draws: How many fresh directions were asked for, int32.
@@ -41,6 +43,7 @@ class Factorization(NamedTuple):
     coupling: jax.Array
     scale: jax.Array
     mismatch: jax.Array
+    loss: jax.Array
     right_seed: jax.Array
     left_seed: jax.Array
     draws: jax.Array
@@ -106,6 +109,7 @@ def init(key: jax.Array, start: PyTree, left_struct: PyTree | None, subspace_siz
         coupling=jnp.zeros((width, width), dtype),
         scale=nought,
         mismatch=nought,
+        loss=jnp.ones((), real),
         right_seed=right_seed,
         left_seed=direction_seed(left_key),
         draws=jnp.asarray(width, jnp.int32),

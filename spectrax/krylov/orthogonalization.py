@@ -40,7 +40,14 @@ class _Pass(NamedTuple):
 
 
 def orthonormalize(
-    basis: PyTree, block: PyTree, seed: jax.Array, number: jax.Array, scale: jax.Array, *, passes: int = 2
+    basis: PyTree,
+    block: PyTree,
+    seed: jax.Array,
+    number: jax.Array,
+    scale: jax.Array,
+    *,
+    passes: int = 2,
+    enough: jax.Array | None = None,
 ) -> Orthonormalized:
     """Remove from each vector of a block its components along an orthonormal basis, and orthonormalise what is left.
 
@@ -58,6 +65,7 @@ def orthonormalize(
         number: Which of the fresh directions to take first; another number gives other ones.
         scale: The size of the operator, to tell round-off by; zero if it is not known yet.
         passes: How often the projection is taken at most.
+        enough: A single vector of this length or more is known to be orthogonal, and only normalised.
 
     Returns:
         The coefficients, the factor, the rows, and which of them are fresh.
@@ -99,12 +107,18 @@ def orthonormalize(
             replaced=state.replaced | replace,
         )
 
+    rows = jax.tree.map(lambda leaf: leaf / reference.astype(leaf.dtype), block)
+    lengths = jnp.zeros((width,), reference.dtype)
+    remaining = jnp.asarray(passes, jnp.int32)
+    if enough is not None:
+        lengths = vectors.lengths(rows)
+        remaining = jnp.where(lengths[0] * reference >= enough, 0, remaining)
     start = _Pass(
-        remaining=jnp.asarray(passes, jnp.int32),
-        rows=jax.tree.map(lambda leaf: leaf / reference.astype(leaf.dtype), block),
+        remaining=remaining,
+        rows=rows,
         coefficients=jnp.zeros((vectors.count(basis), width), dtype),
         factor=jnp.eye(width, dtype=dtype),
-        lengths=jnp.zeros((width,), reference.dtype),
+        lengths=lengths,
         shrinkage=jnp.zeros((width,), reference.dtype),
         replaced=jnp.zeros((width,), bool),
     )

@@ -175,5 +175,7 @@ def restarted(
         left=left,
         projected=jnp.pad(projected, (0, room - rows)),
         coupling=jnp.zeros_like(bases.coupling),
+        # what a challenge begins or ends with is not what A^H U leaves outside of the bases
+        loss=jnp.where(begin | missed | jnp.isinf(bases.loss), jnp.inf, 1).astype(bases.loss.dtype),
         draws=bases.draws + width,
     )

@@ -18,6 +18,7 @@ class Task(NamedTuple):
         tol: A value has converged when its residual is at most tol times its modulus,
         round_off: or at most round_off times the largest modulus.
         probe: Whether the answer is challenged by random vectors.
+        one_sided: Whether left vectors may be orthogonalised only where the recurrence does not keep them orthogonal.
         hermitian: Whether eigenpairs are wanted.
     """
 
@@ -28,6 +29,7 @@ class Task(NamedTuple):
     tol: float
     round_off: float
     probe: bool = True
+    one_sided: bool = False
     hermitian: bool = False
 
 
