@@ -26,9 +26,10 @@ PyTree = Any
 # The challenge ends when a value beyond the wanted ones would have shown but for this probability, or after a share of
 # the steps that went before it. It is deflated by vectors that hold no more than this overlap of a missed one.
 _FAILURE = 1e-4
-_PROBE_SHARE = {False: 1.0, True: 0.28}  # of several values, and of one, of which no copy can lie beyond
+_PROBE_SHARE = {False: 2.0, True: 1.0}  # of several values, and of one, of which no copy can lie beyond
 _OVERLAP = 1e-2
 _PROBE_STEPS = 4  # between two tests of the challenge
+_ENDS = {"largest": 1, "smallest": 1, "largest_magnitude": 2}
 
 
 class Search(NamedTuple):
@@ -42,7 +43,7 @@ class Search(NamedTuple):
         last_excess: Logarithm of residual over what is allowed, at the test before.
         fixed: How many rows the challenge is deflated by; zero while there is none.
         probe_steps: Steps of the challenge so far.
-        doubt: What the challenge's restarts leave of the probability that it missed a value.
+        doubt: What the challenge's restarts leave of the probability that it missed a value, for each end.
         origin: The row in which the challenge, or what it was restarted from, began.
         budget: How many steps the challenge may take.
         values: The k values as they stood at the last test, shape (k,).
@@ -93,7 +94,7 @@ def init(task: Task, start: PyTree, left_struct: PyTree | None, key: jax.Array) 
         last_excess=jnp.asarray(jnp.inf, real),
         fixed=count,
         probe_steps=count,
-        doubt=jnp.ones((), real),
+        doubt=jnp.ones((_ENDS[task.which],), real),
         origin=count,
         budget=count,
         values=jnp.zeros((task.k,), real),
@@ -186,10 +187,16 @@ def _judge(task: Task, state: Search) -> Search:
     best = jnp.abs(ritz.values[0]) if task.which == "largest_magnitude" else ritz.values[0]
     gap = sign * ((jnp.abs(target) if task.which == "largest_magnitude" else target) - best)
     missed = probing & (gap < -margin)
-    known = (ritz.residuals[0] <= margin) & (gap <= margin)  # as good as the last wanted one, and no better
-    doubt = state.doubt * _share_of_start(task, bases, ritz, state.origin, jnp.where(probing, target, 0))
-    unlikely = doubt * math.sqrt(2 * dimension / math.pi) <= _FAILURE
-    settled = probing & ~missed & (known | unlikely | whole | (state.probe_steps >= state.budget))
+    doubt = state.doubt * jnp.stack(
+        [
+            _share_of_start(task, bases, ritz, state.origin, jnp.where(probing, t, 0))
+            for t in _beyond(task, target, margin)
+        ]
+    )
+    unlikely = jnp.max(doubt) * math.sqrt(2 * dimension / math.pi) <= _FAILURE
+    if task.which == "smallest" and not task.hermitian:
+        unlikely = unlikely | (target <= margin)  # nothing lies below zero
+    settled = probing & ~missed & (unlikely | whole | (state.probe_steps >= state.budget))
 
     begin = converged & ~whole & jnp.asarray(task.probe)
     lost = (missed & spent) | (spent & ~probing & ~converged & jnp.asarray(task.probe))  # or was never challenged
@@ -213,9 +220,9 @@ def _judge(task: Task, state: Search) -> Search:
     steps = jnp.where(missed, 2 * _PROBE_STEPS * width, steps)
 
     # beside the wanted vectors, those that cannot hold much of a missed one, whose value is beyond the wanted ones
-    away = (
-        jnp.abs(_weights(task, ritz.values, ritz.values[k - 1])) * ritz.residuals / nonzero(jnp.abs(ritz.values[k - 1]))
-    )
+    last = ritz.values[k - 1]
+    weights = [jnp.abs(_weights(task, ritz.values, t)) for t in _beyond(task, last, jnp.zeros_like(last))]
+    away = jnp.max(jnp.stack(weights), 0) * ritz.residuals / nonzero(jnp.abs(last))
     known_well = (away <= _OVERLAP) & in_use
     count = k + jnp.sum(jnp.cumprod(known_well[k : deflated(task, width)].astype(jnp.int32)), dtype=jnp.int32)
     fixed = jnp.where(begin, jnp.minimum(count, bases.size), state.fixed).astype(jnp.int32)
@@ -236,6 +243,13 @@ def _judge(task: Task, state: Search) -> Search:
         complete=state.complete & ~lost,
         done=done,
     )
+
+
+def _beyond(task: Task, target: jax.Array, margin: jax.Array) -> list[jax.Array]:
+    """Return the values from which on, outwards, another one would have been missed: one for each end."""
+    if task.which == "largest_magnitude":
+        return [jnp.abs(target) + margin, -jnp.abs(target) - margin]
+    return [target + margin if task.which == "largest" else target - margin]
 
 
 def _share_of_start(task: Task, bases: Factorization, ritz: Ritz, origin: jax.Array, target: jax.Array) -> jax.Array:

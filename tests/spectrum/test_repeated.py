@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -129,3 +130,38 @@ def test_no_copy_is_missed_in_32_bits(which):
         for name in ("linear", "geometric", "marchenko-pastur")
     ]
     check(cases, range(20), "float32")
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_no_value_is_missed_behind_a_clump(k, x64):
+    """Hundreds of values just below the top are met before the top is, and look converged at loose tolerances."""
+    n, clump = 400, 260
+    silent = missed_without = 0
+    for method in (sx.Lanczos(), sx.Lanczos(probe=False)):
+        for tol in (1e-1, 1e-2):
+            solve = jax.jit(
+                jax.vmap(lambda A, key, m=method, t=tol: sx.svds(A, k, method=m, key=key, tol=t), in_axes=(None, 0))
+            )
+            for gap in (0.03, 0.02):
+                rest = np.linspace(0.05, 0.9 * (1 - gap), n - k - clump)
+                values = np.r_[np.ones(k), 1 - gap + 1e-3 * np.linspace(-1, 0, clump), rest]
+                found = solve(jnp.diag(jnp.asarray(values)), jax.random.split(jax.random.key(1), 12))
+                beyond = np.asarray(found.s)[:, -1] + np.asarray(found.residuals)[:, -1] < 1 - 1e-12
+                count = int((beyond & np.asarray(found.converged).all(1)).sum())
+                silent, missed_without = (
+                    (silent + count, missed_without) if method.probe else (silent, missed_without + count)
+                )
+    assert silent == 0
+    assert missed_without > 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_copy_at_the_far_end_is_missed(sign, x64):
+    """The last wanted value of the largest magnitude stands alone at one end, the copy that is missing at the other."""
+    values = sign * np.r_[[10, 10, -9.999], np.linspace(-1, 9.9, 397)]
+    matrix = jnp.diag(jnp.asarray(values))
+    solve = jax.jit(lambda key: sx.eigsh(matrix, 2, which="largest_magnitude", method=sx.Lanczos(), key=key))
+    for seed in range(6):
+        found = solve(jax.random.key(seed))
+        assert bool(found.converged.all())
+        assert np.allclose(found.eigenvalues, 10.0 * sign)
