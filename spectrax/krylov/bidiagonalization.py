@@ -38,7 +38,7 @@ def step(matmat: Product, rmatmat: Product, state: Factorization, *, one_sided: 
     unit, loss, enough = vectors.eps(block), state.loss, None
     if one_sided and width == 1:
         inherited = jnp.abs(state.coupling[0, 0]) * loss + 2 * jnp.maximum(unit, state.mismatch) * state.scale
-        enough = jnp.where(loss < 1, inherited / (_LOSS * unit), jnp.inf)
+        enough = jnp.where((loss < 1) & (inherited > 0), inherited / (_LOSS * unit), jnp.inf)  # not for zero matrices
     left = orthonormalize(state.left, image, state.left_seed, state.draws, state.scale, enough=enough)
     if enough is not None:
         length = jnp.abs(left.factor[0, 0])

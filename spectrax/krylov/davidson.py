@@ -57,7 +57,7 @@ def smallest_triplets(
         key: A PRNG key.
 
     Returns:
-        The triplets, in descending order. `num_steps < max_steps` says that they converged and stood the challenge.
+        The triplets, in descending order; `complete` says that they converged and stood the challenge.
 
     Cost:
         A pair of products, one of the preconditioner, 8 p (m + n) flops of orthogonalisation and a decomposition of the
@@ -78,7 +78,9 @@ def smallest_triplets(
     state = init(task, matvec, rmatvec, precondition, start, left_struct, key)
 
     def unfinished(state: TwoSidedBases) -> jax.Array:
-        return ~state.done & state.finite & (state.num_steps < task.max_steps)
+        # without k vectors there are no k bounds
+        within = (state.num_steps < task.max_steps) | (state.count < min(task.k, vectors.size(row_structure(start))))
+        return ~state.done & state.finite & within
 
     def advance(state: TwoSidedBases) -> TwoSidedBases:
         return step(task, matvec, rmatvec, precondition, state)
@@ -279,7 +281,7 @@ def finalize(task: Task, state: TwoSidedBases) -> Triplets:
         largest=state.largest,
         num_steps=state.num_steps,
         finite=state.finite,
-        complete=jnp.ones((), bool),
+        complete=state.done,
         mismatch=state.mismatch,
         breakdowns=jnp.zeros((), jnp.int32),
     )

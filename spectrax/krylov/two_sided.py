@@ -29,7 +29,7 @@ class TwoSidedBases(NamedTuple):
         queue: Stack of vectors to be put in: those of the start, then those of the challenges.
         queued: The row of the queue that the next step takes; negative when it takes the residual.
         challenges: How many challenges there were.
-        right_seed: Random phases of right vectors, for fresh directions after a breakdown.
+        right_seed: Where fresh right directions come from, after a breakdown.
         left_seed: The same for left vectors.
         largest: A lower bound of the norm.
         num_steps: How many pairs of products were taken.
@@ -51,8 +51,8 @@ class TwoSidedBases(NamedTuple):
     queue: PyTree
     queued: jax.Array
     challenges: jax.Array
-    right_seed: PyTree
-    left_seed: PyTree
+    right_seed: jax.Array
+    left_seed: jax.Array
     largest: jax.Array
     num_steps: jax.Array
     finite: jax.Array

@@ -42,7 +42,7 @@ def decompose(
     if isinstance(method, Davidson):
         return _davidson(plan, method, operator, key, v0, preconditioner)
     if isinstance(method, InverseLanczos):
-        return _with_residuals(plan, operator, *_inverse(plan, method, operator, key, v0))
+        return _inverse(plan, method, operator, key, v0)
     if isinstance(method, Dense):
         return _with_residuals(plan, operator, *_dense(plan, operator))
     return _lanczos(plan, method, operator, key, v0)
@@ -82,7 +82,8 @@ def _davidson(plan: Plan, method: Davidson, operator: LinearOperator, key, v0, p
     count = count + 2 * found.num_steps
     result = _with_residuals(plan, operator, left, found.values, right, found.largest, count, usable)
     # a small residual may be that of another singular value: only what stood the challenge has converged
-    return judged(plan, result, found._replace(complete=found.num_steps < plan.max_steps))
+    result = judged(result, found.complete, found.breakdowns > 0)
+    return unless_mismatch(result, found.mismatch > MISMATCH * plan.round_off)
 
 
 def _automatic(choice: str, operator: LinearOperator, key: jax.Array) -> tuple[LinearOperator | None, int]:
@@ -115,27 +116,26 @@ def _lanczos(plan: Plan, method: Lanczos, operator: LinearOperator, key: Any, v0
     left, right = (found.right, found.left) if wide else (found.left, found.right)
     usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
     result = _with_residuals(plan, operator, left, found.values, right, found.largest, 2 * found.num_steps, usable)
-    return judged(plan, result, found)
+    result = judged(result, found.complete, found.breakdowns > 0)
+    return unless_mismatch(result, found.mismatch > MISMATCH * plan.round_off)
 
 
-def judged(plan: Plan, result: Result, found: krylov.Triplets) -> Result:
+def judged(result: Result, complete: jax.Array, broke_down: jax.Array) -> Result:
     """Return a result with what the iteration knows, and its residuals don't.
 
     Args:
-        plan: Everything static.
         result: The result with the residuals of its vectors.
-        found: What the iteration came back with.
+        complete: Whether no value is known to have been missed.
+        broke_down: Whether directions had to be drawn afresh.
 
     Returns:
         The result with flags and status to match.
     """
     usable = result.status != int(Status.NOT_FINITE)
-    converged = result.converged & found.complete
-    status = jnp.where(found.complete, result.status, jnp.maximum(result.status, int(Status.NOT_CONVERGED)))
-    broke_down = ~jnp.all(converged) & (found.breakdowns > 0)
-    status = jnp.where(broke_down & usable, int(Status.BREAKDOWN), status)
-    result = result._replace(converged=converged, status=status.astype(jnp.int32))
-    return unless_mismatch(result, found.mismatch > MISMATCH * plan.round_off)
+    converged = result.converged & complete
+    status = jnp.where(complete, result.status, jnp.maximum(result.status, int(Status.NOT_CONVERGED)))
+    status = jnp.where(~jnp.all(converged) & broke_down & usable, int(Status.BREAKDOWN), status)
+    return result._replace(converged=converged, status=status.astype(jnp.int32))
 
 
 def unless_mismatch(result: Result, mismatch: jax.Array) -> Result:
@@ -154,13 +154,16 @@ def verdict(
         plan: Everything static.
         values: Shape (k,).
         residuals: Those of the final vectors, shape (k,).
-        largest: The largest modulus of a value that was seen.
+        largest: The largest modulus of a value that was seen; where it is tiny, products have lost their digits.
         finite: False if something was NaN or Inf on the way.
 
     Returns:
         The values and the residuals, NaN where not finite, `converged` and `status`.
     """
-    floor = plan.round_off * jnp.maximum(largest, jnp.max(jnp.abs(values)))
+    largest = jnp.maximum(largest, jnp.max(jnp.abs(values)))
+    floor = plan.round_off * largest
+    limits = jnp.finfo(values.dtype)
+    finite = finite & ((largest == 0) | (largest >= float(limits.tiny) / float(limits.eps)))
     finite = finite & jnp.all(jnp.isfinite(residuals)) & jnp.isfinite(floor)
     by_tol = residuals <= plan.tol * jnp.abs(values)
     converged = finite & (by_tol | (residuals <= floor))
@@ -178,6 +181,10 @@ def stack_of(v0: PyTree, struct: PyTree) -> PyTree:
     lead = leaves[0].shape[:1] if leaves else ()
     want = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(lead + leaf.shape, leaf.dtype), struct)
     checks.same_structure("v0", v0, want)
+    if lead and lead[0] > vectors.size(struct):
+        raise ValueError(
+            f"v0 must hold at most {vectors.size(struct)} vectors, the dimension of the shorter side, got {lead[0]}"
+        )
     return v0
 
 
@@ -248,7 +255,10 @@ def _inverse(plan: Plan, method: InverseLanczos, operator: LinearOperator, key: 
     u, v = (found.short, found.long) if wide else (found.long, found.short)
     u = vectors.from_matrix(u, operator.out_struct)
     v = vectors.from_matrix(v, operator.in_struct)
-    return u, found.values, v, found.largest, count, finite & found.finite
+    result = _with_residuals(plan, operator, u, found.values, v, found.largest, count, finite & found.finite)
+    # R^-1 of a singular matrix is too rough for its iteration to converge, but nothing lies below round-off
+    nothing_below = jnp.max(found.values) <= plan.round_off * found.largest
+    return judged(result, found.complete | nothing_below, found.breakdowns > 0)
 
 
 def _with_residuals(plan, operator, u, s, v, largest, count, finite) -> SVDResult:

@@ -141,7 +141,8 @@ def _decompose(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree) -> Ei
     )  # fmt: skip
     usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
     result = _with_residuals(plan, operator, found.values, found.right, found.largest, found.num_steps, usable)
-    return judged(plan, result, found)
+    result = judged(result, found.complete, found.breakdowns > 0)
+    return unless_mismatch(result, found.mismatch > MISMATCH * plan.round_off)
 
 
 def _dense(plan: Plan, operator: LinearOperator) -> EighResult:

@@ -56,7 +56,8 @@ def spectral_function(
 
     Returns:
         A real scalar, of float32 for 16-bit operators; NaN where the operator is not finite. With `full=True` a
-        `Quantity` of kind "exact".
+        `Quantity` of kind "exact": the sum over the computed values, of which those of a singular matrix are round-off
+        and not zero, so that the logarithm of a determinant comes out finite there.
 
     Raises:
         ValueError: If the matrix is larger than the limits or than `max_bytes`, or f returns anything but a scalar.

@@ -47,6 +47,8 @@ class SmallestTriplets(NamedTuple):
         short: Right vectors as rows, shape (k, n).
         largest: A lower bound of the norm.
         finite: Whether the iteration met finite numbers only.
+        complete: False if there is known to be a smaller value that there were no steps left for.
+        breakdowns: How many directions had to be drawn afresh.
     """
 
     long: jax.Array
@@ -54,6 +56,8 @@ class SmallestTriplets(NamedTuple):
     short: jax.Array
     largest: jax.Array
     finite: jax.Array
+    complete: jax.Array
+    breakdowns: jax.Array
 
 
 class _Deflation(NamedTuple):
@@ -64,6 +68,8 @@ class _Deflation(NamedTuple):
     count: jax.Array
     rounds: jax.Array
     finite: jax.Array
+    complete: jax.Array
+    breakdowns: jax.Array
 
 
 def smallest_triplets(task: krylov.Task, factors: Factorization, start: jax.Array, key: jax.Array) -> SmallestTriplets:
@@ -111,11 +117,14 @@ def smallest_triplets(task: krylov.Task, factors: Factorization, start: jax.Arra
             count=jnp.where(last, k, count),
             rounds=rounds,
             finite=state.finite & found.finite,
+            complete=state.complete & found.complete,
+            breakdowns=state.breakdowns + found.breakdowns,
         )
 
     slots = jnp.arange(k, dtype=jnp.int32)
     zeros = jnp.zeros((k, *struct.shape), struct.dtype)
-    nothing = _Deflation(zeros, zeros, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.ones((), bool))
+    none, true = jnp.zeros((), jnp.int32), jnp.ones((), bool)
+    nothing = _Deflation(zeros, zeros, none, none, finite=true, complete=true, breakdowns=none)
     found = jax.lax.while_loop(lambda state: state.count < k, search, nothing)
     # R^-1 a = sigma b means R b = a / sigma: b is a right vector of R, and a a left one. What an error of b holds of
     # the largest singular vectors is small for R^-1, but not for R; one step of inverse iteration takes it away.
@@ -127,7 +136,9 @@ def smallest_triplets(task: krylov.Task, factors: Factorization, start: jax.Arra
     left_small = jnp.matmul(left_small, on_left, precision=vectors.HIGHEST)
     s = vectors.stack_norms(factors.product(right).T)
     largest = jnp.maximum(factors.largest, s[0])
-    return SmallestTriplets(factors.expand(left_small).T, s, right.T, largest, found.finite)
+    return SmallestTriplets(
+        factors.expand(left_small).T, s, right.T, largest, found.finite, found.complete, found.breakdowns
+    )  # fmt: skip
 
 
 def _without(kept: jax.Array, rows: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.results import Quantity
 from spectrax.spectrum.functions import power_of_two, status_of
+from spectrax.spectrum.plans import own_eps, round_off_floor
 
 PyTree = Any
 _LOST = 0.1  # what a second orthogonalisation may leave of a unit vector
@@ -80,7 +81,7 @@ def spectral_norm_bound(
     side = min(operator.shape)
     ritz, finite = _largest_ritz_value(operator, key, min(num_steps, side))
     share = _missing_share(side, num_steps, failure_probability, is_complex=vectors.is_complex(operator.dtype))
-    round_off = _round_off(given, operator)
+    round_off = round_off_floor(operator, own_eps(given, operator))
     lower = ritz * (1 - round_off)
     upper = ritz * ((1 + round_off) / (1 - share) ** 0.5) if share < 1 else jnp.full_like(ritz, jnp.inf)
     lower, upper = (jnp.where(finite, bound, jnp.nan) for bound in (lower, upper))
@@ -93,14 +94,6 @@ def _missing_share(side: int, num_steps: int, failure_probability: float, *, is_
         return 0.0  # with probability one the start has a component along the first singular vector
     dimension = 2 * side if is_complex else side
     return (math.log(1.648 * dimension**0.5 / failure_probability) / (2 * num_steps - 1)) ** 2
-
-
-def _round_off(given: LinearOperator, operator: LinearOperator) -> float:
-    """Return a bound of the relative error of the Ritz value: that of long sums, and that of products in 16 bits."""
-    working = vectors.eps((operator.in_struct, operator.out_struct))
-    source = operator if isinstance(operator, MatrixOperator) else given
-    own = vectors.eps((source.in_struct, source.out_struct))
-    return (8 + 2 * max(operator.shape) ** 0.5) * working + (8 * own if own > working else 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")

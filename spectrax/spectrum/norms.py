@@ -66,7 +66,8 @@ def schatten_norm(A: Any, p: float, /, *, full: bool = False, max_bytes: int | N
         A real scalar, NaN where the operator is not finite; or with `full=True` a `Quantity` of kind "exact".
 
     Raises:
-        ValueError: If p is not positive, or the matrix is larger than the limits or than `max_bytes`.
+        ValueError: If p is not positive, or so small that the norm of as many ones overflows, or the matrix is larger
+            than the limits or than `max_bytes`.
         TypeError: If p is not a real number.
 
     Cost:
@@ -92,6 +93,12 @@ def schatten_norm(A: Any, p: float, /, *, full: bool = False, max_bytes: int | N
     if not float(p) > 0:
         raise ValueError(f"p must be positive, got {p}")
     operator = materializable(A, max_bytes)
+    least = math.log(min(operator.shape)) / math.log(float(jnp.finfo(operator.dtype).max))
+    if float(p) <= least:
+        raise ValueError(
+            f"p must be above {least:.1e} for {min(operator.shape)} values in {operator.dtype.name}, or the norm of as "
+            f"many ones overflows; got {p}"
+        )
     if math.isinf(p):
         return spectral_norm(A, full=full, method=Dense())
     quantity = exact_norm(operator) if p == 2 else _from_values(operator, p)

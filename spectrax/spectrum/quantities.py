@@ -112,7 +112,8 @@ def extreme_singular_values(A: Any, /, **options: Any) -> ExtremeSingularValues:
     Args:
         A: An operator, or anything that `aslinearoperator` takes.
         **options: As in `svds`: `method` (a method for both ends, or "auto"), `tol`, `max_matvecs`, `key`, `throw`,
-            and `preconditioner`, which serves the smallest value alone.
+            and `preconditioner`, which serves the smallest value alone. `InverseLanczos` and `Davidson`, which have no
+            top end, are an error.
 
     Returns:
         `sigma_max`, `sigma_min`, `residual_max`, `residual_min`, `converged_max`, `converged_min`, `num_matvecs` and

@@ -56,6 +56,7 @@ def effective_rank(A: Any, /, *, full: bool = False, max_bytes: int | None = Non
     safe = jnp.where(is_zero, 1, total)
     entropy = jnp.log(safe) - weighted / safe
     value = jnp.where(is_zero, 0, jnp.exp(entropy))
+    value = value - jax.lax.stop_gradient(jnp.maximum(value - min(operator.shape), 0))  # round-off above the rank
     lower, upper = jax.lax.stop_gradient(_entropy_bounds(entropy, safe, min(operator.shape), round_off(operator)))
     lower, upper = (jnp.where(is_zero, 0, bound) for bound in (lower, upper))
     quantity = Quantity(value, lower, upper, status_of(jnp.isfinite(largest)), kind="exact")

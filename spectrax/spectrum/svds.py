@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from spectrax import checks
+from spectrax import checks, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import convolution_of, in_working_precision
@@ -108,7 +108,10 @@ def svds(
     explicit = isinstance(operator, MatrixOperator)
     checks.automatic_axes("the operator", operator)
     chosen = resolve_method(operator, k, which=which, method=method, preconditioned=preconditioner is not None)
-    start_count = 0 if v0 is None else len(jax.tree.leaves(v0)[0])
+    short = operator.in_struct if operator.shape[0] >= operator.shape[1] else operator.out_struct
+    if v0 is not None:
+        v0 = stack_of(v0, short)
+    start_count = 0 if v0 is None else vectors.count(v0)
     plan = plan_of(
         operator, k, which=which, method=chosen, eps=own_eps(given, operator), tol=tol, max_matvecs=max_matvecs,
         start_count=start_count, products_per_step=2,
@@ -121,11 +124,8 @@ def svds(
             f"of shape {operator.shape}: only explicit matrices of shorter side up to the limit of the dense method go "
             "without"
         )
-    short = operator.in_struct if operator.shape[0] >= operator.shape[1] else operator.out_struct
     if preconditioner is not None:
         preconditioner = _on_short_side(preconditioner, short)
-    if v0 is not None:
-        v0 = stack_of(v0, short)
     result = _jitted(plan, operator, key, v0, preconditioner)
     return raise_unless_successful(result) if throw else result
 

@@ -14,7 +14,7 @@ from spectrax.results import EighResult, Status, SVDResult
 PyTree = Any
 
 
-def assert_singular_values(result: SVDResult, A: Any, /, *, which: str = "largest") -> None:
+def assert_singular_values(result: SVDResult, A: Any, /, *, which: str = "largest", tol: float | None = None) -> None:
     """Raise `AssertionError` if a result claims about an operator what is not true of it.
 
     The matrix is made and decomposed by NumPy in 64 bits. What is checked:
@@ -31,6 +31,8 @@ def assert_singular_values(result: SVDResult, A: Any, /, *, which: str = "larges
         result: A concrete `SVDResult` of one operator.
         A: The operator, or anything that `aslinearoperator` takes.
         which: The end that was asked for, "largest" or "smallest".
+        tol: The relative residual that was asked for: a value that is flagged converged must have it, or be at
+            round-off. None for no such check.
 
     Raises:
         AssertionError: If the result is wrong; the message says what was claimed and what is true.
@@ -61,10 +63,11 @@ def assert_singular_values(result: SVDResult, A: Any, /, *, which: str = "larges
     _holds((np.abs(actual - residuals) <= margin).all(), f"residuals {residuals}, where they are {actual}")
     _holds((np.diff(s) <= 0).all(), f"values {s} are not in descending order")
     wanted = true[: len(s)] if which == "largest" else true[-len(s) :]
-    _values(s, residuals * 0.5**0.5, true, wanted, margin, which, result.converged, result.status)
+    nearest = np.abs(s[:, None] - true).min(axis=1)
+    _values(s, residuals, nearest, wanted, margin, which, tol, result.converged, result.status, share=0.5**0.5)
 
 
-def assert_eigenvalues(result: EighResult, A: Any, /, *, which: str) -> None:
+def assert_eigenvalues(result: EighResult, A: Any, /, *, which: str, tol: float | None = None) -> None:
     """Raise `AssertionError` if a result claims about a Hermitian operator what is not true of it.
 
     As `assert_singular_values`, with NumPy's eigenvalues; each value lies within its residual of a true one. With
@@ -74,6 +77,7 @@ def assert_eigenvalues(result: EighResult, A: Any, /, *, which: str) -> None:
         result: A concrete `EighResult` of one operator.
         A: The operator, or anything that `aslinearoperator` takes; its Hermitian part is what counts.
         which: The end that was asked for, "largest", "smallest" or "largest_magnitude".
+        tol: As in `assert_singular_values`.
 
     Raises:
         AssertionError: If the result is wrong; the message says what was claimed and what is true.
@@ -99,15 +103,16 @@ def assert_eigenvalues(result: EighResult, A: Any, /, *, which: str) -> None:
     _orthonormal("eigenvectors", x, float(np.finfo(np.asarray(result.eigenvalues).dtype).eps))
     actual = np.linalg.norm(x @ matrix.T - values[:, None] * x, axis=1)
     _holds((np.abs(actual - residuals) <= margin).all(), f"residuals {residuals}, where they are {actual}")
+    nearest = np.abs(values[:, None] - true).min(axis=1)
     key = {"largest": -true, "smallest": true, "largest_magnitude": -np.abs(true)}[which]
     wanted = true[np.argsort(key, kind="stable")][: len(values)]
     if which == "largest_magnitude":
         descending = np.diff(np.abs(values)) <= margin
-        values, true, wanted = np.abs(values), np.abs(true), np.abs(wanted)
+        values, wanted = np.abs(values), np.abs(wanted)
     else:
         descending, wanted = np.diff(values) <= 0, np.sort(wanted)[::-1]
     _holds(descending.all(), f"values {values} are not in descending order")
-    _values(values, residuals, true, wanted, margin, which, result.converged, result.status)
+    _values(values, residuals, nearest, wanted, margin, which, tol, result.converged, result.status)
 
 
 def _matrix_of(A: Any, values: Any, converged: Any, status: Any) -> tuple[np.ndarray, float, bool]:
@@ -120,6 +125,9 @@ def _matrix_of(A: Any, values: Any, converged: Any, status: Any) -> tuple[np.nda
     wide = np.complex128 if jnp.issubdtype(operator.dtype, jnp.complexfloating) else np.float64
     matrix = np.asarray(operator.to_dense()).astype(wide)
     finite = bool(np.isfinite(matrix).all())
+    limits = jnp.finfo(vectors.working_dtype(operator.dtype))
+    if finite and np.isnan(np.asarray(values)).all() and np.abs(matrix).max() < 2 * float(limits.tiny / limits.eps):
+        finite = False  # so small that products underflow: nothing is claimed
     if not finite:
         nothing = np.isnan(np.asarray(values)).all() and not np.asarray(converged).any()
         _holds(nothing, f"values {values} of an operator that is not finite")
@@ -133,10 +141,15 @@ def _orthonormal(name: str, rows: np.ndarray, eps: float) -> None:
     _holds(defect <= 100 * rows.shape[1] ** 0.5 * eps, f"{name} is not orthonormal: it misses by {defect:.1e}")
 
 
-def _values(values, errors, true, wanted, margin, which, converged, status) -> None:
-    """Each value has a true one near it; those that all converged are the wanted ones; the status says so."""
-    converged = np.asarray(converged)
-    nearest = np.abs(values[:, None] - true).min(axis=1)
+def _values(values, residuals, nearest, wanted, margin, which, tol, converged, status, share=1.0) -> None:
+    """Each value has a true one near it; those that all converged are the wanted ones; flags and status are right."""
+    converged, errors = np.asarray(converged), share * residuals
+    if tol is not None:
+        round_off = 6 * margin  # what LAPACK's own decompositions leave in 64 bits is five times this margin
+        _holds(
+            (residuals <= np.maximum(tol * np.abs(values), round_off))[converged].all(),
+            f"values {values} with residuals {residuals} flagged {converged}, where tol is {tol}",
+        )
     _holds(
         (nearest <= errors + margin).all(),
         f"values {values} with error bounds {errors}: the nearest true ones are {nearest} away",

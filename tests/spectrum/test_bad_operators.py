@@ -368,3 +368,48 @@ def test_preconditioners_of_a_wrong_shape(shape, message):
         sx.svds(
             jnp.eye(6, 4), which="smallest", method=sx.Davidson(), key=KEY, preconditioner=jnp.ones(shape)
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [sx.Lanczos(), sx.InverseLanczos(), sx.Davidson(preconditioner="none")])
+def test_values_whose_products_lose_their_digits(method):
+    """Of a function there are no entries to look at, but there is the largest value."""
+    matrix = jnp.asarray(np.diag(np.linspace(1, 0.5, 32)), jnp.float32)
+    operator = sx.aslinearoperator(
+        lambda v, a: jnp.float32(1e-34) * (a @ v), jax.ShapeDtypeStruct((32,), np.float32), matrix
+    )
+    result = sx.svds(operator, 1, which="smallest", method=method, key=KEY)
+    assert int(result.status) == sx.Status.NOT_FINITE
+    assert np.isnan(result.s).all()
+
+
+@pytest.mark.parametrize("max_matvecs", [1, 10])
+def test_davidson_returns_bounds_however_few_its_steps(max_matvecs, x64):
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(60, 40)))
+    method = sx.Davidson(preconditioner="none")
+    result = sx.svds(matrix, 3, which="smallest", method=method, key=KEY, max_matvecs=max_matvecs)
+    testing.assert_singular_values(result, matrix, which="smallest")
+    assert not result.converged.any()
+    assert (np.asarray(result.s) <= np.linalg.norm(matrix, 2)).all()
+
+
+def test_inverse_lanczos_out_of_steps_does_not_claim(x64):
+    """Of four copies the challenge finds one that there are no steps left for."""
+    values = np.r_[[1e-3] * 4, np.geomspace(2e-3, 1, 296)]
+    matrix = jnp.diag(jnp.asarray(values))
+    claimed = 0
+    for max_matvecs in (24, 26, 30, 36, 400):
+        solve = jax.jit(
+            lambda key, m=max_matvecs: sx.svds(
+                matrix, 2, which="smallest", method=sx.InverseLanczos(), key=key, max_matvecs=m, tol=1e-2
+            )
+        )
+        for seed in range(4):
+            result = solve(jax.random.key(seed))
+            testing.assert_singular_values(result, matrix, which="smallest")
+            claimed += bool(result.converged.all())
+    assert claimed >= 4
+
+
+def test_more_starting_vectors_than_dimensions():
+    with pytest.raises(ValueError, match="v0 must hold at most 3 vectors"):
+        sx.svds(jnp.ones((3, 60)), 1, method=sx.Lanczos(), key=KEY, v0=jnp.ones((5, 3)))

@@ -148,3 +148,9 @@ def test_arguments():
             sx.schatten_norm(jnp.eye(2), p, max_bytes=15)
     with pytest.raises(ValueError, match="above the limits"):
         sx.nuclear_norm((jnp.cumsum, jax.ShapeDtypeStruct((5000,), jnp.float32)))
+
+
+def test_powers_whose_norm_overflows_are_refused():
+    with pytest.raises(ValueError, match="p must be above"):
+        sx.schatten_norm(jnp.eye(3), 1e-3)
+    assert np.isfinite(sx.schatten_norm(jnp.eye(3), 0.02))

@@ -174,3 +174,10 @@ def test_limits():
         sx.stable_rank(large)
     with pytest.raises(ValueError, match="above max_bytes=3"):
         sx.effective_rank(jnp.eye(3), max_bytes=3)
+
+
+def test_an_effective_rank_is_never_above_the_rank():
+    for seed in range(5):
+        matrix = np.linalg.qr(np.random.default_rng(seed).normal(size=(30, 24)))[0].astype(np.float32)
+        found = sx.effective_rank(matrix, full=True)
+        assert float(found.lower) <= float(found.value) <= float(found.upper) <= 24.0

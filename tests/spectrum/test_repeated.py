@@ -135,17 +135,17 @@ def test_no_copy_is_missed_in_32_bits(which):
 @pytest.mark.parametrize("k", [1, 2])
 def test_no_value_is_missed_behind_a_clump(k, x64):
     """Hundreds of values just below the top are met before the top is, and look converged at loose tolerances."""
-    n, clump = 400, 260
+    n, clump = 600, 400
     silent = missed_without = 0
     for method in (sx.Lanczos(), sx.Lanczos(probe=False)):
         for tol in (1e-1, 1e-2):
             solve = jax.jit(
                 jax.vmap(lambda A, key, m=method, t=tol: sx.svds(A, k, method=m, key=key, tol=t), in_axes=(None, 0))
             )
-            for gap in (0.03, 0.02):
+            for gap in (0.03, 0.05):
                 rest = np.linspace(0.05, 0.9 * (1 - gap), n - k - clump)
                 values = np.r_[np.ones(k), 1 - gap + 1e-3 * np.linspace(-1, 0, clump), rest]
-                found = solve(jnp.diag(jnp.asarray(values)), jax.random.split(jax.random.key(1), 12))
+                found = solve(jnp.diag(jnp.asarray(values)), jax.random.split(jax.random.key(1), 20))
                 beyond = np.asarray(found.s)[:, -1] + np.asarray(found.residuals)[:, -1] < 1 - 1e-12
                 count = int((beyond & np.asarray(found.converged).all(1)).sum())
                 silent, missed_without = (

@@ -174,3 +174,22 @@ def test_the_assertion_on_eigenvalues_catches_every_kind_of_lie(which):
     testing.assert_eigenvalues(lie(missed, converged=[True, False, True], status=2), A, which=which)
     with pytest.raises(ValueError, match="which must be one of"):
         testing.assert_eigenvalues(truth, A, which="both")
+
+
+def test_the_assertions_know_signs_tolerances_and_tiny_matrices():
+    H = jnp.diag(jnp.array([-2.0, 1.0]))
+    truth = sx.eigsh(H, 1, which="largest_magnitude")
+    flipped = lie(truth, eigenvalues=[2.0], residuals=[0.0])
+    with pytest.raises(AssertionError, match="where they are"):
+        testing.assert_eigenvalues(flipped, H, which="largest_magnitude")
+    honest = lie(flipped, residuals=[4.0])
+    with pytest.raises(AssertionError, match="where tol is"):
+        testing.assert_eigenvalues(honest, H, which="largest_magnitude", tol=1e-6)
+    result = sx.svds(H, 1)
+    testing.assert_singular_values(result, H, tol=1e-6)
+    v, u = np.array([0.8, 0.6]), np.asarray(result.u[0])
+    residual = np.hypot(np.linalg.norm(H @ v - 2 * u), np.linalg.norm(H @ u - 2 * v))
+    with pytest.raises(AssertionError, match="where tol is"):
+        testing.assert_singular_values(lie(result, s=[2.0], v=[v], residuals=[residual]), H, tol=1e-6)
+    tiny = 1e-33 * jnp.diag(jnp.array([3.0, 2.0, 1.0]))
+    testing.assert_singular_values(sx.svds(tiny), tiny)
