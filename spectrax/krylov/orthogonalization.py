@@ -170,6 +170,20 @@ def random_stack(key: jax.Array, struct: PyTree, count: int) -> PyTree:
 
     By the hash of `random_rows`: JAX's generator and the inverse of the error function would take a sixth of the
     compile time of a whole solve.
+
+    Args:
+        key: A PRNG key.
+        struct: The structure of one vector.
+        count: How many vectors.
+
+    Returns:
+        A stack of them, in the dtypes of `struct`; complex entries have both parts random.
+
+    Example:
+        >>> import jax
+        >>> from spectrax import krylov
+        >>> krylov.random_stack(jax.random.key(0), jax.ShapeDtypeStruct((4,), "float32"), 3).shape
+        (3, 4)
     """
     return random_rows(direction_seed(key), jnp.zeros((), jnp.int32), vectors.zeros(struct, count))
 
