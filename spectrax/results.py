@@ -39,8 +39,8 @@ _TEXTS = {
         "largest; give more max_matvecs, a larger subspace, or a method that factorises"
     ),
     Status.NOT_FINITE: (
-        "NaN or Inf came up, in the operator's output, in v0 or by overflow, or all entries of the matrix are so small "
-        "that products underflow: no value can be given"
+        "NaN or Inf came up, in the operator's output, in v0 or by overflow, or everything is so small that products "
+        "underflow: no value can be given"
     ),
     Status.ADJOINT_MISMATCH: (
         "operator and adjoint don't match: <u, A v> differs from <A^H u, v> by more than round-off; the function is "
