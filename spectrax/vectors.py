@@ -157,6 +157,16 @@ def combine(coefficients: jax.Array, stack: PyTree) -> PyTree:
     return jax.tree.map(lambda rows: jnp.tensordot(coefficients.astype(rows.dtype), rows, 1, precision=HIGHEST), stack)
 
 
+def scale_rows(factors: jax.Array, stack: PyTree) -> PyTree:
+    """Return the vectors of a stack, each times its own factor; `factors` has shape (count,)."""
+    return jax.tree.map(lambda leaf: leaf * factors.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype), stack)
+
+
+def without(rows: PyTree, stack: PyTree) -> PyTree:
+    """Return a stack of vectors without their components along orthonormal rows, by one pass."""
+    return subtract(stack, combine(gram(rows, stack).T, rows))
+
+
 def row(stack: PyTree, index: jax.Array | int) -> PyTree:
     """Return one vector of a stack."""
     return jax.tree.map(lambda rows: jax.lax.dynamic_index_in_dim(rows, index, 0, keepdims=False), stack)

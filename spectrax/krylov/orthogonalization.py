@@ -128,7 +128,7 @@ def orthonormalize(
     inverse = jnp.where(nothing_left | (end.lengths == 0), 0, 1 / jnp.where(end.lengths == 0, 1, end.lengths))
     factor = end.factor * end.lengths.astype(dtype) if width == 1 else end.factor
     keep = inverse if width == 1 else jnp.where(nothing_left, 0, 1)
-    rows = jax.tree.map(lambda leaf: leaf * keep.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype), end.rows)
+    rows = vectors.scale_rows(keep, end.rows)
     unit = reference.astype(dtype)
     return Orthonormalized(end.coefficients * unit, factor * unit, rows, end.replaced)
 

@@ -38,7 +38,7 @@ class MatrixOperator(LinearOperator):
         dot = functools.partial(jnp.matmul, precision=vectors.HIGHEST)
         return (lambda rows: dot(rows, matrix.T)), (lambda rows: dot(rows, matrix.conj()))
 
-    def to_dense(self, *, chunk_size: int | None = None) -> jax.Array:
+    def to_dense(self, *, chunk_size: int | None = 256) -> jax.Array:
         """Return the matrix itself."""
         del chunk_size
         return self.matrix

@@ -157,14 +157,15 @@ class LinearOperator(abc.ABC):
     __rmul__ = __mul__
     __array_ufunc__ = None  # numpy scalars on the left leave the product to us
 
-    def to_dense(self, *, chunk_size: int | None = None) -> jax.Array:
+    def to_dense(self, *, chunk_size: int | None = 256) -> jax.Array:
         """Return the operator as a matrix of shape (m, n).
 
-        The products of the shorter side's unit vectors are taken, `chunk_size` of them at a time (all at once if
-        None), and leaves are laid out in the order of `jax.tree.leaves`, each in row-major order.
+        The products of the shorter side's unit vectors are taken, `chunk_size` of them at a time, and leaves are laid
+        out in the order of `jax.tree.leaves`, each in row-major order.
 
         Args:
-            chunk_size: How many unit vectors one batched product takes.
+            chunk_size: How many unit vectors one batched product takes, which bounds the memory of what lies between;
+                None for all of them.
 
         Returns:
             The matrix, in the dtype of the operator.
@@ -175,7 +176,8 @@ class LinearOperator(abc.ABC):
         if chunk_size is not None:
             checks.positive_integer("chunk_size", chunk_size)
         m, n = self.shape
-        matvec, rmatvec = self.products() if chunk_size is None else self.loop_products()
+        at_once = chunk_size is None or chunk_size >= min(m, n)
+        matvec, rmatvec = self.products() if at_once else self.loop_products()
         from_left = m < n
         struct, product = (self.out_struct, rmatvec) if from_left else (self.in_struct, matvec)
 
@@ -184,7 +186,7 @@ class LinearOperator(abc.ABC):
             return jnp.concatenate([leaf.reshape(-1).astype(self.dtype) for leaf in jax.tree.leaves(image)])
 
         identity = jnp.eye(min(m, n), dtype=self.dtype)
-        lines = jax.lax.map(line, identity, batch_size=chunk_size) if chunk_size else jax.vmap(line)(identity)
+        lines = jax.vmap(line)(identity) if at_once else jax.lax.map(line, identity, batch_size=chunk_size)
         return lines.conj() if from_left else lines.T
 
     def __repr__(self) -> str:
@@ -262,7 +264,7 @@ class AdjointOperator(LinearOperator):
     def H(self):
         return self.operator
 
-    def to_dense(self, *, chunk_size: int | None = None) -> jax.Array:
+    def to_dense(self, *, chunk_size: int | None = 256) -> jax.Array:
         return self.operator.to_dense(chunk_size=chunk_size).conj().T
 
 

@@ -17,10 +17,9 @@ from spectrax.operators.convolution import ConvolutionOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.spectrum import Dense, InverseLanczos, Lanczos, conv_symbol, svds
 from spectrax.spectrum.convolution import circular_frequencies
-from spectrax.spectrum.methods import DENSE_OPERATOR_SIDE, FACTORIZED_ENTRIES, FACTORIZED_SIDE
+from spectrax.spectrum.methods import DENSE_OPERATOR_SIDE, can_be_dense
 
 PyTree = Any
-_CHUNK = 64  # unit vectors in one batched product: bounds the memory of what lies between
 
 
 class Blocks(NamedTuple):
@@ -63,20 +62,14 @@ class Ritz(NamedTuple):
     residual: jax.Array
 
 
-def is_factorizable(operator: LinearOperator) -> bool:
-    """Say whether the operator is small enough to be made dense and factorised, by the limits of `svds`."""
-    m, n = operator.shape
-    return min(m, n) <= FACTORIZED_SIDE and m * n <= FACTORIZED_ENTRIES
-
-
 def needs_key(operator: LinearOperator) -> bool:
     """Say whether finding the blocks takes random numbers: not where the map is decomposed wholly."""
-    return not (is_factorizable(operator) and min(operator.shape) <= DENSE_OPERATOR_SIDE)
+    return not (can_be_dense(operator.shape) and min(operator.shape) <= DENSE_OPERATOR_SIDE)
 
 
 def bottom_kind(operator: LinearOperator) -> str:
     """Return what is known of the smallest value between renewals: "upper", or "estimate" for the circular one."""
-    return "upper" if is_factorizable(operator) or _circular(operator) is None else "estimate"
+    return "upper" if can_be_dense(operator.shape) or _circular(operator) is None else "estimate"
 
 
 def _circular(operator: LinearOperator) -> ConvolutionOperator | None:
@@ -133,7 +126,7 @@ def renew(
     for index, (name, operator) in enumerate(operators.items()):
         own_key = None if key is None else jax.random.fold_in(key, index)
         previous = old.get(name)
-        if not is_factorizable(operator):
+        if not can_be_dense(operator.shape):
             blocks[name] = _renew_by_products(operator, ends[name], own_key, previous)
             continue
         tall = short_side(operator)
@@ -155,7 +148,7 @@ def renew(
 
 def _square_factor(tall: LinearOperator) -> jax.Array:
     """Return a square matrix with the right singular vectors and the singular values of a tall operator."""
-    dense = tall.to_dense(chunk_size=_CHUNK)
+    dense = tall.to_dense(chunk_size=64)
     dense = dense.astype(vectors.working_dtype(dense.dtype))
     if dense.shape[0] == dense.shape[1]:
         return dense

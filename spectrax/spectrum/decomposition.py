@@ -18,7 +18,6 @@ from spectrax.spectrum.plans import Plan
 PyTree = Any
 Result = TypeVar("Result", SVDResult, EighResult)
 MISMATCH = 16  # in units of round-off: by how much <u, A v> and <A^H u, v> may differ
-CHUNK = 256  # unit vectors in one batched product: bounds the memory of intermediate results
 
 
 def decompose(
@@ -215,11 +214,11 @@ def starting_block(key: Any, v0: PyTree, struct: PyTree, count: int) -> PyTree:
     lengths = vectors.stack_norms(v0)
     share = 0.03 * jnp.where(lengths > 0, lengths, 1) / math.sqrt(vectors.size(struct) / 3)  # their variance is 1/3
     share = jnp.concatenate([share, jnp.ones(count - vectors.count(v0), share.dtype)])
-    return vectors.add(vectors.pad(v0, count), scaled_rows(share, noise))
+    return vectors.add(vectors.pad(v0, count), vectors.scale_rows(share, noise))
 
 
 def _dense(plan: Plan, operator: LinearOperator):
-    matrix = operator.to_dense(chunk_size=CHUNK)
+    matrix = operator.to_dense()
     finite = is_usable(matrix)
     left, s, right_h = jnp.linalg.svd(jnp.where(finite, matrix, jnp.zeros_like(matrix)), full_matrices=False)
     chosen = slice(s.shape[0] - plan.k, s.shape[0]) if plan.which == "smallest" else slice(0, plan.k)
@@ -240,7 +239,7 @@ def _inverse(plan: Plan, method: InverseLanczos, operator: LinearOperator, key: 
         factors = inverse.banded_factors(band, blocks, tall, key, finite=finite)
         count = jnp.asarray(4 + plan.k, jnp.int32)
     else:
-        matrix = operator.to_dense(chunk_size=CHUNK)
+        matrix = operator.to_dense()
         finite = is_usable(matrix)
         matrix = jnp.where(finite, matrix, jnp.ones_like(matrix))
         factors = inverse.dense_factors(matrix.conj().T if wide else matrix, key)
@@ -267,14 +266,9 @@ def _with_residuals(plan, operator, u, s, v, largest, count, finite) -> SVDResul
     u, v, s = jax.tree.map(lambda rows: rows[order], (u, v, s))
     forward, backward = operator.matmat(v), operator.rmatmat(u)
     mismatch = jnp.max(jnp.abs(jax.vmap(vectors.vdot)(u, forward) - jax.vmap(vectors.vdot)(backward, v)))
-    forward = vectors.subtract(forward, scaled_rows(s, u))
-    backward = vectors.subtract(backward, scaled_rows(s, v))
+    forward = vectors.subtract(forward, vectors.scale_rows(s, u))
+    backward = vectors.subtract(backward, vectors.scale_rows(s, v))
     residuals = jnp.hypot(vectors.stack_norms(forward), vectors.stack_norms(backward))
     s, residuals, converged, status = verdict(plan, s, residuals, largest, finite)
     result = SVDResult(u, s, v, residuals, converged, (count + 2 * plan.k).astype(jnp.int32), status)
     return unless_mismatch(result, mismatch > MISMATCH * plan.round_off * jnp.maximum(largest, s[0]))
-
-
-def scaled_rows(s: jax.Array, rows: PyTree) -> PyTree:
-    """Return the vectors of a stack, each times its number."""
-    return jax.tree.map(lambda leaf: leaf * s.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype), rows)

@@ -12,11 +12,9 @@ from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.results import EighResult, raise_unless_successful
 from spectrax.spectrum.decomposition import (
-    CHUNK,
     MISMATCH,
     is_usable,
     judged,
-    scaled_rows,
     stack_of,
     starting_block,
     unless_mismatch,
@@ -146,7 +144,7 @@ def _decompose(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree) -> Ei
 
 
 def _dense(plan: Plan, operator: LinearOperator) -> EighResult:
-    matrix = operator.to_dense(chunk_size=CHUNK)
+    matrix = operator.to_dense()
     finite = is_usable(matrix)
     matrix = jnp.where(finite, matrix, jnp.zeros_like(matrix))
     adjoint = matrix.conj().T
@@ -169,7 +167,7 @@ def _with_residuals(plan: Plan, operator, values, rows, largest, count, finite) 
     values, rows = jax.tree.map(lambda leaf: leaf[order], (values, rows))
     image, adjoint_image = operator.matmat(rows), operator.rmatmat(rows)
     difference = vectors.stack_norms(vectors.subtract(image, adjoint_image))
-    residuals = vectors.stack_norms(vectors.subtract(image, scaled_rows(values, rows)))
+    residuals = vectors.stack_norms(vectors.subtract(image, vectors.scale_rows(values, rows)))
     mismatch = jnp.max(difference) > MISMATCH * plan.round_off * jnp.maximum(largest, jnp.max(jnp.abs(values)))
     values, residuals, converged, status = verdict(plan, values, residuals, largest, finite)
     result = EighResult(values, rows, residuals, converged, (count + 2 * plan.k).astype(jnp.int32), status)

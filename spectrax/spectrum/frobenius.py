@@ -11,12 +11,12 @@ from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.results import Quantity
-from spectrax.spectrum.functions import is_small, power_of_two, status_of
+from spectrax.spectrum.functions import power_of_two, status_of
+from spectrax.spectrum.methods import can_be_dense
 from spectrax.spectrum.norm_bounds import orthonormal
 from spectrax.spectrum.quantities import round_off, value_or_nan
 
 PyTree = Any
-_MATERIALIZE_CHUNK = 256
 _PRODUCTS_PER_PROBE = 4  # A and A^H on the sketch, A on its basis, A on the probe
 _DEVIATIONS = 4.0  # of a normal distribution: a two-sided level of 99.99 %
 
@@ -77,7 +77,7 @@ def frobenius_norm(
     if key is not None:
         checks.key("key", key)
     explicit, few = isinstance(operator, MatrixOperator), min(operator.shape) <= _PRODUCTS_PER_PROBE * num_probes
-    if explicit or few or is_small(operator.shape):
+    if explicit or few or can_be_dense(operator.shape):
         quantity = exact_norm(operator)
     elif key is None:
         raise ValueError(
@@ -102,7 +102,7 @@ def exact_norm(operator: LinearOperator) -> Quantity:
 
 @jax.jit
 def _exact(operator: LinearOperator) -> jax.Array:
-    matrix = operator.to_dense(chunk_size=_MATERIALIZE_CHUNK)
+    matrix = operator.to_dense()
     scale = power_of_two(matrix)
     scaled = matrix / scale.astype(matrix.dtype)
     parts = (scaled.real, scaled.imag) if vectors.is_complex(matrix.dtype) else (scaled,)
@@ -128,11 +128,11 @@ def _estimated(operator: LinearOperator, key: jax.Array, num_probes: int) -> tup
     basis = _range_of_gram(jax.lax.stop_gradient(tall), vectors.normal(sketch_key, tall.in_struct, num_probes))
     probes = vectors.normal(probe_key, tall.in_struct, num_probes)
     for _ in range(2):
-        probes = _without(basis.rows, probes)
+        probes = vectors.without(basis.rows, probes)
     # In the complement, a space of dimension d, the probes have the length sqrt(d): for a Gaussian vector z the length
     # is independent of the direction, and only adds its own variance to that of |A z|^2.
     dimension = (min(m, n) - basis.count).astype(vectors.stack_norms(probes).dtype)
-    probes = _scaled_rows(jnp.sqrt(dimension) / vectors.stack_norms(probes), probes)
+    probes = vectors.scale_rows(jnp.sqrt(dimension) / vectors.stack_norms(probes), probes)
 
     images = (tall.matmat(basis.rows), tall.matmat(probes))
     peak = jax.lax.stop_gradient(jnp.maximum(*(jnp.max(vectors.stack_norms(stack)) for stack in images)))
@@ -170,15 +170,6 @@ def _range_of_gram(operator: LinearOperator, sketch: PyTree) -> _Basis:
 
     empty = _Basis(jax.tree.map(jnp.zeros_like, sketch), jnp.zeros((), jnp.int32))
     return jax.lax.fori_loop(0, jax.tree.leaves(sketch)[0].shape[0], extend, empty)
-
-
-def _without(rows: PyTree, stack: PyTree) -> PyTree:
-    """Return a stack of vectors without their components along orthonormal rows."""
-    return vectors.subtract(stack, vectors.combine(vectors.gram(rows, stack).T, rows))
-
-
-def _scaled_rows(factors: jax.Array, rows: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf * factors.reshape((-1,) + (1,) * (leaf.ndim - 1)).astype(leaf.dtype), rows)
 
 
 def _squares(stack: PyTree) -> jax.Array:

@@ -29,12 +29,11 @@ from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.programs import Direct, Program, hoist
 from spectrax.results import Quantity, Status
-from spectrax.spectrum.methods import FACTORIZED_ENTRIES, FACTORIZED_SIDE
+from spectrax.spectrum.methods import FACTORIZED_ENTRIES, FACTORIZED_SIDE, can_be_dense
 
 PyTree = Any
 # A static function (consts, s, largest) -> (k,): k functions of one singular value and, held fixed, of the largest.
 Summands = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
-_MATERIALIZE_CHUNK = 256  # unit vectors in one batched product: bounds the memory of intermediate results
 
 
 def spectral_function(
@@ -121,17 +120,12 @@ def materializable(A: Any, max_bytes: int | None) -> LinearOperator:
         checks.positive_integer("max_bytes", max_bytes)
         if needed > max_bytes:
             raise ValueError(f"{what} of {needed} bytes, above max_bytes={max_bytes}")
-    elif not is_small(operator.shape):
+    elif not can_be_dense(operator.shape):
         raise ValueError(
             f"{what} of {needed} bytes, above the limits of {FACTORIZED_SIDE} on the shorter side and "
             f"{FACTORIZED_ENTRIES} on the entries: allow it by max_bytes={needed}, or ask svds for some of the values"
         )
     return operator
-
-
-def is_small(shape: tuple[int, int]) -> bool:
-    """Say whether an operator of this shape may be made dense without asking."""
-    return min(shape) <= FACTORIZED_SIDE and math.prod(shape) <= FACTORIZED_ENTRIES
 
 
 def relative_sums(summands: Callable[[jax.Array], jax.Array], operator: LinearOperator) -> tuple[jax.Array, jax.Array]:
@@ -194,12 +188,12 @@ class _Relative:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _jitted(summands: Summands, consts: PyTree, operator: LinearOperator) -> tuple[jax.Array, jax.Array]:
-    return _totals(summands, consts, operator.to_dense(chunk_size=_MATERIALIZE_CHUNK))
+    return _totals(summands, consts, operator.to_dense())
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _jitted_relative(summands: Summands, operator: LinearOperator) -> tuple[jax.Array, jax.Array]:
-    matrix = operator.to_dense(chunk_size=_MATERIALIZE_CHUNK)
+    matrix = operator.to_dense()
     scale = power_of_two(matrix)
     totals, largest = _totals(summands, None, matrix / scale.astype(matrix.dtype))
     return totals, largest * scale

@@ -96,9 +96,9 @@ def smallest_triplets(task: krylov.Task, factors: Factorization, start: jax.Arra
         """
         found = krylov.singular_triplets(
             task._replace(which="largest", tol=task.tol / 4, round_off=task.round_off / 2),
-            lambda rows: _without(state.right, solve(_without(state.left, rows).T).T),
-            lambda rows: _without(state.left, adjoint_solve(_without(state.right, rows).T).T),
-            _without(state.left, start[None]), struct, jax.random.fold_in(key, state.rounds),
+            lambda rows: vectors.without(state.right, solve(vectors.without(state.left, rows).T).T),
+            lambda rows: vectors.without(state.left, adjoint_solve(vectors.without(state.right, rows).T).T),
+            vectors.without(state.left, start[None]), struct, jax.random.fold_in(key, state.rounds),
         )  # fmt: skip
         # what is on the left of R^-1 is on the right of R
         place = slots - state.count
@@ -139,12 +139,6 @@ def smallest_triplets(task: krylov.Task, factors: Factorization, start: jax.Arra
     return SmallestTriplets(
         factors.expand(left_small).T, s, right.T, largest, found.finite, found.complete, found.breakdowns
     )  # fmt: skip
-
-
-def _without(kept: jax.Array, rows: jax.Array) -> jax.Array:
-    """Return the rows without their components along orthonormal ones."""
-    coefficients = jnp.matmul(rows, kept.conj().T, precision=vectors.HIGHEST)
-    return rows - jnp.matmul(coefficients, kept, precision=vectors.HIGHEST)
 
 
 def dense_factors(tall: jax.Array, key: jax.Array) -> Factorization:

@@ -22,7 +22,6 @@ from spectrax.spectrum.convolution import conv_symbol
 from spectrax.spectrum.methods import is_plain
 
 PyTree = Any
-_MATERIALIZE_CHUNK = 256
 _NONZEROS = 8  # entries of each column of the sketching matrix
 _SKETCH_ROWS = 3  # rows of a sketch, in multiples of the shorter side
 _SYMBOL_FLOOR = 0.125  # the smallest values of a symbol count as this share of its largest one
@@ -109,10 +108,10 @@ def from_matrix(nearby: Any, /) -> LinearOperator:
     operator = in_working_precision(aslinearoperator(nearby))
     checks.automatic_axes("the nearby matrix", operator)
     tall = _tall(operator)
-    return TriangularInverse(_safe_factor(tall.to_dense(chunk_size=_MATERIALIZE_CHUNK)), tall.in_struct)
+    return TriangularInverse(_safe_factor(tall.to_dense()), tall.in_struct)
 
 
-def sketched(A: Any, /, key: jax.Array, *, chunk_size: int = _MATERIALIZE_CHUNK) -> LinearOperator:
+def sketched(A: Any, /, key: jax.Array, *, chunk_size: int = 256) -> LinearOperator:
     """Return (S^H S)^-1 for a random sketch S = G A of about three times as many rows as the shorter side has entries.
 
     The sketch keeps all lengths |A v| within a factor of about 2 with high probability, so that the preconditioned

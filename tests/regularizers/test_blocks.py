@@ -1,5 +1,7 @@
 """Blocks of singular vectors: which side of the truth they are on, and what happens beyond the dense limits."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from spectrax.operators.linear_operator import LinearOperator
 from spectrax.regularizers import blocks as module
 from spectrax.regularizers import condition_number_penalty, spectral_norm_penalty
 from spectrax.regularizers.blocks import Blocks, CircularBlock, renew, ritz
-from spectrax.spectrum.methods import FACTORIZED_ENTRIES, FACTORIZED_SIDE
+from spectrax.spectrum.methods import FACTORIZED_ENTRIES
 
 
 def normal(*shape, seed=0):
@@ -25,8 +27,7 @@ def matrix(operator):
 @pytest.fixture
 def tiny_limits(monkeypatch):
     """Nothing is small enough to be made dense."""
-    monkeypatch.setattr(module, "FACTORIZED_SIDE", 8)
-    monkeypatch.setattr(module, "FACTORIZED_ENTRIES", 64)
+    monkeypatch.setattr(module, "can_be_dense", lambda shape: min(shape) <= 8 and math.prod(shape) <= 64)
 
 
 # --- Rayleigh-Ritz on given blocks ---
@@ -153,14 +154,8 @@ def test_which_maps_need_a_key():
     assert module.needs_key(sx.conv_operator(jnp.zeros((3, 3, 4, 4)), (7, 7), padding="SAME"))
 
 
-def test_the_limits_of_factorisation():
-    def of(m, n):
-        return jax.eval_shape(lambda: sx.aslinearoperator(jnp.zeros((m, n))))
-
-    assert module.is_factorizable(of(FACTORIZED_SIDE, FACTORIZED_ENTRIES // FACTORIZED_SIDE))
-    assert not module.is_factorizable(of(FACTORIZED_SIDE, FACTORIZED_ENTRIES // FACTORIZED_SIDE + 1))
-    assert not module.is_factorizable(of(FACTORIZED_SIDE + 1, FACTORIZED_SIDE + 1))
-    assert module.needs_key(of(2, FACTORIZED_ENTRIES))
+def test_what_cannot_be_factorised_needs_a_key():
+    assert module.needs_key(jax.eval_shape(lambda: sx.aslinearoperator(jnp.zeros((2, FACTORIZED_ENTRIES)))))
 
 
 # --- beyond the dense limits ---

@@ -18,7 +18,7 @@ GALLERY = [case for case in testing.gallery(jax.random.key(5), shape=SHAPE) if c
 @pytest.fixture
 def estimated(monkeypatch):
     """Let operators of any size count as too large to be made dense."""
-    monkeypatch.setattr(frobenius, "is_small", lambda shape: False)
+    monkeypatch.setattr(frobenius, "can_be_dense", lambda shape: False)
 
 
 def product(v, matrix):

@@ -146,7 +146,7 @@ def test_kinds_of_the_stable_rank(monkeypatch, x64):
     assert_allclose(iterative.value, true, rtol=1e-9)
     assert float(iterative.lower) == 1
     assert true <= float(iterative.upper) * (1 + 1e-12)
-    monkeypatch.setattr(frobenius, "is_small", lambda shape: False)
+    monkeypatch.setattr(frobenius, "can_be_dense", lambda shape: False)
     estimate = sx.stable_rank(function_operator(A), full=True, method=sx.Dense(), key=KEY, num_probes=8)
     assert estimate.kind == "estimate"
     assert float(estimate.lower) < true < float(estimate.upper)
