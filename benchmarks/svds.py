@@ -1,7 +1,7 @@
 """How fast and how right `svds` is: against the products alone, LAPACK, ARPACK, PROPACK, PRIMME, matfree and others.
 
     taskset -c 0 python benchmarks/svds.py                      everything; some hours on one core
-    taskset -c 0 python benchmarks/svds.py --only top,bottom    some of top, bottom, gradients, loop, misses, compile
+    taskset -c 0 python benchmarks/svds.py --only top,bottom    sections: top, bottom, blocks, gradients, loop, ...
     taskset -c 0 python benchmarks/svds.py --resume             go on where an interrupted run ended
     taskset -c 0 python benchmarks/svds.py --quick              every section in small: shows that it works
     python benchmarks/svds.py --table                           the README's table, made from the results
@@ -33,7 +33,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 
 RESULTS = ROOT / "benchmarks" / "results" / "svds.json"
 QUICK_RESULTS = ROOT / "runs" / "benchmarks" / "svds_quick.json"
-SECTIONS = ("top", "bottom", "gradients", "loop", "misses", "compile")
+SECTIONS = ("top", "bottom", "blocks", "gradients", "loop", "misses", "compile")
 
 
 def main() -> int:
@@ -63,12 +63,12 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace, chosen: list[str], out: Path) -> int:
-    from engine import bottom, gradients, misses, peers, timing, top
+    from engine import blocks, bottom, gradients, misses, peers, timing, top
     from engine.sections import Settings
 
     made = {
-        "top": top.section, "bottom": bottom.section, "gradients": gradients.section, "loop": gradients.loop_section,
-        "misses": misses.section, "compile": gradients.compile_section,
+        "top": top.section, "bottom": bottom.section, "blocks": blocks.section, "gradients": gradients.section,
+        "loop": gradients.loop_section, "misses": misses.section, "compile": gradients.compile_section,
     }  # fmt: skip
     quick = arguments.quick
     pairs, seeds = arguments.pairs or (3 if quick else 30), arguments.seeds or (2 if quick else 20)

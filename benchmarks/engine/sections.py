@@ -31,10 +31,12 @@ class Settings:
 class Solver:
     """A compiled call of `svds` on one problem."""
 
-    def __init__(self, problem: Problem, k: int, *, tol: float, method: Any, which: str = "largest"):
+    def __init__(
+        self, problem: Problem, k: int, *, tol: float, method: Any, which: str = "largest", start: bool = True
+    ):
         self.problem, self.which = problem, which
         side = problem.start[None]
-        v0 = problem.structured(side) if problem.shape[0] >= problem.shape[1] else None
+        v0 = problem.structured(side) if start and problem.shape[0] >= problem.shape[1] else None
         arguments = (problem.operator, jax.random.key(3), v0)
 
         def solve(operator: Any, key: Any, v0: Any) -> sx.SVDResult:

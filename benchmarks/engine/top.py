@@ -1,5 +1,6 @@
 """The section "top": the largest singular values, against the products alone, the peers and an unrestarted run."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 
 import spectrax as sx
+from spectrax.spectrum.svds import resolve_method
 
 from . import cases, peers
 from .sections import TOLERANCES, Row, Settings, Solver, pairs_alone
@@ -63,6 +65,10 @@ def measure(problem: cases.Problem, k: int, tol: float, settings: Settings) -> d
         "svds, with probe": with_probe.run,
         "svds, without probe": plain.run,
     }
+    auto = resolve_method(problem.operator, k, which="largest", method="auto")
+    if isinstance(auto, sx.Lanczos) and auto != sx.Lanczos():
+        blocks = Solver(problem, k, tol=tol, method=dataclasses.replace(auto, probe=False), start=False)
+        judged["svds, blocks"], arms["svds, blocks"] = blocks.judged(), blocks.run
     for name in settings.peers:
         setting, judged[name] = peers.best(name, problem, k, tol, target)
         if setting is not None:
@@ -122,6 +128,9 @@ def limits(
     if rivals:
         fastest = min(rivals, key=rivals.get)
         found.append({"rival": fastest} | limit("time / fastest peer's", interval(base / seconds[fastest]), 1.0))
+        if "svds, blocks" in seconds:
+            reading = interval(seconds["svds, blocks"] / seconds[fastest])
+            found.append({"rival": fastest} | limit("time of blocks, as auto has them / fastest peer's", reading, 1.0))
     if "Jacobian" in problem.name and "matfree" in rivals:
         reading = interval(seconds["matfree"] / base)
         found.append(limit("matfree's time / ours", reading, 15.0 if k <= 5 else 30.0, at_least=True))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spectrax import vectors
 from spectrax.krylov import factorization
 from spectrax.krylov.factorization import Factorization
 from spectrax.krylov.restart import Ritz, deflated, dimension_of, nonzero, restarted, ritz_of
@@ -193,7 +194,7 @@ def _judge(task: Task, state: Search) -> Search:
             for t in _beyond(task, target, margin)
         ]
     )
-    unlikely = jnp.max(doubt) * math.sqrt(2 * dimension / math.pi) <= _FAILURE
+    unlikely = jnp.max(doubt) <= _negligible(bases, dimension)
     if task.which == "smallest" and not task.hermitian:
         unlikely = unlikely | (target <= margin)  # nothing lies below zero
     settled = probing & ~missed & (unlikely | whole | (state.probe_steps >= state.budget))
@@ -252,14 +253,25 @@ def _beyond(task: Task, target: jax.Array, margin: jax.Array) -> list[jax.Array]
     return [target + margin if task.which == "largest" else target - margin]
 
 
+def _negligible(bases: Factorization, dimension: int) -> float:
+    """Return what a random block has of any given vector but with the probability `_FAILURE`.
+
+    The squared length of the component is a share of f degrees of freedom in N: as many as the block's vectors in as
+    many as the space's dimension, twice both for complex numbers. It is below d^2 with a probability of at most
+    (d sqrt(N / 2))^f / Gamma(f / 2 + 1): the volume of a ball under the largest density.
+    """
+    width, per_number = bases.coupling.shape[0], 2 if vectors.is_complex(bases.coupling.dtype) else 1
+    freedom = width * per_number
+    return (_FAILURE * math.gamma(freedom / 2 + 1)) ** (1 / freedom) / math.sqrt(dimension * per_number / 2)
+
+
 def _share_of_start(task: Task, bases: Factorization, ritz: Ritz, origin: jax.Array, target: jax.Array) -> jax.Array:
     """Return how much of the vector at `origin` can belong to a singular vector x of the value `target`, at most.
 
     From A v_i = s_i u_i and A^H u_i = s_i v_i + r_i w for the Ritz vectors, with w the block behind the bases,
     (t^2 - s_i^2) x^H v_i = s_i r_i x^H w, where |x^H w| <= 1. The vector at `origin` is a sum of Ritz vectors with
-    coefficients c_i; hence its component along x is at most |sum_i c_i s_i r_i / (t^2 - s_i^2)|, and a random vector of
-    n entries has one of at most d with probability sqrt(2 n / pi) d. Where the bases are restarted, w is the origin of
-    what follows, and the bounds multiply.
+    coefficients c_i; hence its component along x is at most |sum_i c_i s_i r_i / (t^2 - s_i^2)|. Where the bases are
+    restarted, w is the origin of what follows, and the bounds multiply.
     """
     width = bases.coupling.shape[0]
     weights = _weights(task, ritz.values, target)

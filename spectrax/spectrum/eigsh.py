@@ -104,7 +104,8 @@ def eigsh(
     explicit = isinstance(operator, MatrixOperator)
     if isinstance(method, str):
         checks.choice("method", method, ("auto",))
-        chosen = choose(operator.shape, k, smallest=False, explicit=explicit)
+        blocks = explicit and v0 is None and which != "largest_magnitude"
+        chosen = choose(operator.shape, k, smallest=False, explicit=explicit, blocks=blocks)
         assert isinstance(chosen, Dense | Lanczos)
     elif not isinstance(method, Dense | Lanczos) or isinstance(method, InverseLanczos):
         raise TypeError(f"method must be 'auto', Dense() or Lanczos() for eigsh, got {method!r}")

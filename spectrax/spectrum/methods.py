@@ -12,6 +12,8 @@ from spectrax.operators.precision import WorkingOperator, convolution_of
 # The limits of method="auto", on shapes alone: free memory is neither static nor known ahead of time.
 DENSE_SIDE = 512  # shorter side up to which an explicit matrix is decomposed wholly
 DENSE_OPERATOR_SIDE = 128  # the same for an operator that must be applied to the identity first
+BLOCK_VALUES = 6  # how many of the largest values of an explicit matrix are worth products with blocks of vectors,
+BLOCK_SIZE = 4  # of this size
 FACTORIZED_SIDE = 4096  # shorter side up to which the bottom end is found by a factorisation
 FACTORIZED_ENTRIES = 2**24  # entries up to which an operator is made dense
 SKETCHED_SIDE = 4096  # shorter side up to which the bottom of what cannot be made dense is found with a sketch,
@@ -228,6 +230,7 @@ def choose(
     explicit: bool,
     geometry: ConvolutionGeometry | None = None,
     preconditioned: bool = False,
+    blocks: bool = False,
 ) -> Method:
     """Return the method that "auto" stands for: a rule on static shapes.
 
@@ -238,18 +241,23 @@ def choose(
         explicit: Whether the operator is a matrix already.
         geometry: The geometry, where the operator is a convolution.
         preconditioned: Whether a preconditioner was given.
+        blocks: Whether a product with a block of vectors is cheaper than one with each, and one end only is wanted.
 
     Returns:
         `Dense` for small operators and where a large part of the spectrum is wanted; for the bottom of what can be made
         dense, and of zero-padded convolutions, `InverseLanczos`; for that of tall operators a sketch; `Lanczos`
-        otherwise. Before them `Davidson`, for a limited number of steps, where a preconditioner was given or the
-        operator is a large convolution.
+        otherwise, with blocks for more than a few of the largest values. Before them `Davidson`, for a limited number
+        of steps, where a preconditioner was given or the operator is a large convolution.
     """
     side = min(shape)
     dense = can_be_dense(shape)
     whole = dense and (side <= (DENSE_SIDE if explicit else DENSE_OPERATOR_SIDE) or 2 * k + 10 >= side)
     if not smallest:
-        return Dense() if whole else Lanczos()
+        if whole:
+            return Dense()
+        if blocks and k >= BLOCK_VALUES:
+            return Lanczos(block_size=BLOCK_SIZE, subspace_size=2 * k + 10 * BLOCK_SIZE)
+        return Lanczos()
     if whole:
         last = Dense()
     elif dense or (geometry is not None and cheaper_band(geometry) is not None):

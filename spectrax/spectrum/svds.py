@@ -107,7 +107,9 @@ def svds(
     operator = in_working_precision(given)
     explicit = isinstance(operator, MatrixOperator)
     checks.automatic_axes("the operator", operator)
-    chosen = resolve_method(operator, k, which=which, method=method, preconditioned=preconditioner is not None)
+    chosen = resolve_method(
+        operator, k, which=which, method=method, preconditioned=preconditioner is not None, started=v0 is not None
+    )
     short = operator.in_struct if operator.shape[0] >= operator.shape[1] else operator.out_struct
     if v0 is not None:
         v0 = stack_of(v0, short)
@@ -130,7 +132,9 @@ def svds(
     return raise_unless_successful(result) if throw else result
 
 
-def resolve_method(A: Any, k: int, *, which: str, method: str | Method, preconditioned: bool = False) -> Method:
+def resolve_method(
+    A: Any, k: int, *, which: str, method: str | Method, preconditioned: bool = False, started: bool = False
+) -> Method:
     """Return the method that `svds` uses: the one that was given, or what "auto" stands for.
 
     Args:
@@ -139,6 +143,7 @@ def resolve_method(A: Any, k: int, *, which: str, method: str | Method, precondi
         which: "largest" or "smallest".
         method: "auto" or a method object.
         preconditioned: Whether a preconditioner was given.
+        started: Whether starting vectors were given, whose number is that of a block.
 
     Returns:
         A method object.
@@ -160,9 +165,11 @@ def resolve_method(A: Any, k: int, *, which: str, method: str | Method, precondi
         if preconditioned and which == "largest":
             raise ValueError("a preconditioner is for the smallest singular values: use which='smallest'")
         convolution = convolution_of(operator)
+        explicit = isinstance(operator, MatrixOperator)
         return choose(
-            operator.shape, k, smallest=which == "smallest", explicit=isinstance(operator, MatrixOperator),
+            operator.shape, k, smallest=which == "smallest", explicit=explicit,
             geometry=None if convolution is None else convolution[1], preconditioned=preconditioned,
+            blocks=explicit and not started,
         )  # fmt: skip
     if not isinstance(method, Method):
         raise TypeError(f"method must be 'auto' or a method object such as Dense() or Lanczos(), got {method!r}")

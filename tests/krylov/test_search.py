@@ -1,6 +1,7 @@
 """The search for triplets and eigenpairs: what holds of them whatever was found, in the loop and on the host."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -229,3 +230,22 @@ def test_what_is_not_finite_ends_at_once(x64):
     found = run(matrix, jax.random.key(0))
     assert not bool(found.finite)
     assert int(found.num_steps) <= 2
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(1, "float64"), (2, "float64"), (4, "float64"), (1, "complex128"), (3, "complex128")]
+)
+def test_how_little_a_random_block_has_of_a_vector(width, dtype, monkeypatch, x64):
+    """What counts as negligible is that, but for the probability that the challenge allows; and it is not much less."""
+    n, allowed, draws = 40, 0.05, 20_000
+    search_module = importlib.import_module("spectrax.krylov.search")
+    monkeypatch.setattr(search_module, "_FAILURE", allowed)
+    struct = jax.ShapeDtypeStruct((n,), dtype)
+    bases = factorization.init(jax.random.key(0), jnp.eye(width, n, dtype=dtype), struct, 8)
+    rng = np.random.default_rng(width)
+    blocks = rng.normal(size=(draws, n, width))
+    if dtype == "complex128":
+        blocks = blocks + 1j * rng.normal(size=blocks.shape)
+    components = np.linalg.norm(np.linalg.qr(blocks)[0][:, 0], axis=1)
+    rate = np.mean(components <= search_module._negligible(bases, n))
+    assert 0.2 * allowed < rate < allowed + 4 * np.sqrt(allowed / draws)

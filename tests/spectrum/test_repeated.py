@@ -84,6 +84,7 @@ def check(cases, seeds, dtype="float64"):
         ("lanczos", "largest", 2, 1, 1e-2),
         ("lanczos", "largest", 6, 0, 1e-6),
         ("lanczos", "smallest", 3, 0, 1e-4),
+        ("block", "largest", 6, 1, 1e-2),
         ("inverse", "smallest", 3, 1, 1e-10),
     ],
 )
@@ -118,6 +119,20 @@ def test_no_copy_is_missed_anywhere(method, which, multiplicity, extra, x64):
         for name in ("linear", "geometric", "marchenko-pastur")
     ]
     check(cases, range(20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+@pytest.mark.parametrize("method", ["lanczos", "block"])
+def test_no_copy_is_missed_by_complex_vectors(method, which, x64):
+    """Whose challenge is shorter, since a random complex number is hardly ever small."""
+    cases = [
+        (method, which, name, multiplicity, multiplicity, tol)
+        for tol in (1e-2, 1e-4, 1e-10)
+        for multiplicity in (2, 6)
+        for name in ("linear", "geometric", "marchenko-pastur")
+    ]
+    check(cases, range(20), "complex128")
 
 
 @pytest.mark.slow

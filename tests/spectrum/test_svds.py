@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 
 import spectrax as sx
 from spectrax import testing
+from spectrax.spectrum.svds import resolve_method
 
 METHODS = {"dense": sx.Dense(), "lanczos": sx.Lanczos(), "inverse": sx.InverseLanczos()}
 BOTH_ENDS = [
@@ -435,3 +436,17 @@ def test_a_function_needs_a_key_even_where_it_is_made_dense():
         sx.svds(A)
     assert bool(sx.svds(A, method=sx.Dense()).converged.all())
     assert bool(sx.svds(A, key=KEY).converged.all())
+
+
+def test_what_auto_takes_for_the_top():
+    choose = functools.partial(sx.spectrum.methods.choose, smallest=False, explicit=True)
+    block = sx.Lanczos(block_size=4, subspace_size=52)
+    assert choose((2000, 1000), 6, blocks=True) == block
+    assert choose((2000, 1000), 5, blocks=True) == sx.Lanczos()
+    assert choose((2000, 1000), 6) == sx.Lanczos()
+    assert choose((2000, 512), 6, blocks=True) == sx.Dense()
+    matrix = jnp.zeros((2000, 1000))
+    resolve = functools.partial(resolve_method, which="largest", method="auto")
+    assert resolve(matrix, 6) == block
+    assert resolve(matrix, 6, started=True) == sx.Lanczos()
+    assert resolve((lambda v: matrix @ v, jax.ShapeDtypeStruct((1000,), matrix.dtype)), 6) == sx.Lanczos()
