@@ -1,7 +1,7 @@
 """spectrax: a differentiable spectral toolkit for JAX."""
 
 from spectrax import installation, networks, regularizers, testing
-from spectrax.networks import layers, models
+from spectrax.networks import find_layers, layers, local_linear, models
 from spectrax.operators import (
     LinearOperator,
     aslinearoperator,
@@ -72,10 +72,12 @@ __all__ = [
     "effective_rank",
     "eigsh",
     "extreme_singular_values",
+    "find_layers",
     "frobenius_norm",
     "jacobian",
     "jacobian_operator",
     "layers",
+    "local_linear",
     "log_condition_number",
     "models",
     "networks",

@@ -1,5 +1,18 @@
-"""Networks: pure functional layers, the linear maps in them, and builders for the usual models."""
+"""Networks: pure functional layers, the linear maps in them, what they are near an input, and the usual models."""
 
 from spectrax.networks import layers, models
+from spectrax.networks.layer_finding import FoundLayer, find_layers
+from spectrax.networks.local_linear import LocalActivation, LocalLayer, LocalLinear, Reach, Stage, local_linear
 
-__all__ = ["layers", "models"]
+__all__ = [
+    "FoundLayer",
+    "LocalActivation",
+    "LocalLayer",
+    "LocalLinear",
+    "Reach",
+    "Stage",
+    "find_layers",
+    "layers",
+    "local_linear",
+    "models",
+]

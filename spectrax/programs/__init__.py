@@ -3,5 +3,22 @@
 from spectrax.programs.canonical import canonical
 from spectrax.programs.equations import equations, primitives_on
 from spectrax.programs.hoisting import Direct, FrozenTree, Hoisted, Program, hoist
+from spectrax.programs.layers import Activation, Site, Trace, trace
+from spectrax.programs.piecewise import Form, form_of
 
-__all__ = ["Direct", "FrozenTree", "Hoisted", "Program", "canonical", "equations", "hoist", "primitives_on"]
+__all__ = [
+    "Activation",
+    "Direct",
+    "Form",
+    "FrozenTree",
+    "Hoisted",
+    "Program",
+    "Site",
+    "Trace",
+    "canonical",
+    "equations",
+    "form_of",
+    "hoist",
+    "primitives_on",
+    "trace",
+]

@@ -29,7 +29,7 @@ class Chain(Layer):
     def output_shape(self, input_shape: Sequence[int], /) -> Shape:
         """The shape after the last layer."""
         shape = sample_shape(input_shape)
-        for name, layer in self._named():
+        for name, layer in self.named():
             try:
                 shape = layer.output_shape(shape)
             except ValueError as error:
@@ -39,7 +39,7 @@ class Chain(Layer):
     def children(self, input_shape: Shape, /) -> tuple[Child, ...]:
         """The layers, named `<kind>_<position>`."""
         children = []
-        for name, layer in self._named():
+        for name, layer in self.named():
             children.append(Child(name, layer, input_shape))
             input_shape = layer.output_shape(input_shape)
         return tuple(children)
@@ -53,7 +53,7 @@ class Chain(Layer):
     ) -> tuple[jax.Array, Tree]:
         """Apply the layers in order."""
         updates: Tree = {}
-        for name, layer in self._named():
+        for name, layer in self.named():
             try:
                 x, new = forward_child((name, layer), params, batch_stats, x, train=train)
             except ValueError as error:
@@ -61,7 +61,8 @@ class Chain(Layer):
             updates |= new
         return x, updates
 
-    def _named(self) -> list[tuple[str, Layer]]:
+    def named(self) -> list[tuple[str, Layer]]:
+        """The layers by name."""
         return [(f"{layer.kind}_{index}", layer) for index, layer in enumerate(self.layers)]
 
 
