@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from spectrax.networks.layers.layer import Layer
-from spectrax.programs import Site, trace
+from spectrax.programs.layers import Site, trace
 
 PyTree = Any
 

@@ -12,7 +12,8 @@ from spectrax import checks, vectors
 from spectrax.networks.layer_finding import Network, network
 from spectrax.networks.layers.chain import Chain
 from spectrax.operators import LinearOperator, aslinearoperator, jacobian_operator
-from spectrax.programs import Form, Site, form_of, trace
+from spectrax.programs.layers import Site, trace
+from spectrax.programs.piecewise import Form, form_of
 
 PyTree = Any
 

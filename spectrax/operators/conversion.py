@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.operators.linear_operator import LinearOperator, MatVec, register
-from spectrax.programs import Direct, Program, hoist, primitives_on
+from spectrax.programs.equations import primitives_on
+from spectrax.programs.hoisting import Direct, Program, hoist
 
 PyTree = Any
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from spectrax import checks, vectors
 from spectrax.operators.conversion import adjoint, check_complex_linear, check_spaces
 from spectrax.operators.linear_operator import LinearOperator, register
-from spectrax.programs import Direct, Program, hoist
+from spectrax.programs.hoisting import Direct, Program, hoist
 
 PyTree = Any
 

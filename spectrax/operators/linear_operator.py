@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectrax import checks, vectors
-from spectrax.programs import FrozenTree, canonical
+from spectrax.programs.canonical import canonical
+from spectrax.programs.hoisting import FrozenTree
 
 PyTree = Any
 MatVec = Callable[[PyTree], PyTree]

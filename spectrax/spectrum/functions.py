@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from spectrax import checks, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.precision import in_working_precision
-from spectrax.programs import Direct, Program, hoist
+from spectrax.programs.hoisting import Direct, Program, hoist
 from spectrax.results import Quantity, Status
 from spectrax.spectrum.methods import FACTORIZED_ENTRIES, FACTORIZED_SIDE, can_be_dense
 

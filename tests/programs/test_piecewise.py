@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spectrax.programs import Form, form_of
+from spectrax.programs.piecewise import Form, form_of
 
 X = jax.ShapeDtypeStruct((4, 4), jnp.float32)
 W = jnp.ones((4, 4))
