@@ -1,7 +1,7 @@
 """spectrax: a differentiable spectral toolkit for JAX."""
 
 from spectrax import installation, networks, regularizers, testing
-from spectrax.networks import find_layers, layers, local_linear, models
+from spectrax.networks import find_layers, landscape, layers, local_linear, models
 from spectrax.operators import (
     LinearOperator,
     aslinearoperator,
@@ -76,6 +76,7 @@ __all__ = [
     "frobenius_norm",
     "jacobian",
     "jacobian_operator",
+    "landscape",
     "layers",
     "local_linear",
     "log_condition_number",

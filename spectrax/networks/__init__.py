@@ -1,6 +1,6 @@
 """Networks: pure functional layers, the linear maps in them, what they are near an input, and the usual models."""
 
-from spectrax.networks import layers, models
+from spectrax.networks import landscape, layers, models
 from spectrax.networks.layer_finding import FoundLayer, find_layers
 from spectrax.networks.local_linear import LocalActivation, LocalLayer, LocalLinear, Reach, Stage, local_linear
 
@@ -12,6 +12,7 @@ __all__ = [
     "Reach",
     "Stage",
     "find_layers",
+    "landscape",
     "layers",
     "local_linear",
     "models",

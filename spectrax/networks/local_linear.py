@@ -176,7 +176,7 @@ class LocalLinear:
             One VJP for each decision: each unit of an activation, each pair of candidates of a maximum.
         """
         self._check("input_reach")
-        return _reach(lambda x: _decisions(self.network, self.arrays, x), self.point, chunk_size)
+        return _reach(lambda x: decisions(self.network, self.arrays, x), self.point, chunk_size)
 
     def weight_reach(self, name: str, *, chunk_size: int = 256) -> Reach:
         """Return how far one layer's weight may move while the loss stays exactly quadratic in it (squared error).
@@ -198,10 +198,10 @@ class LocalLinear:
         checks.choice("name", name, tuple(self.layers))
         layer = self.layers[name]
 
-        def decisions(weight: jax.Array) -> jax.Array:
-            return _decisions(self.network, self.arrays, self.point, weights={layer.place: weight})
+        def of_weight(weight: jax.Array) -> jax.Array:
+            return decisions(self.network, self.arrays, self.point, weights={layer.place: weight})
 
-        return _reach(decisions, layer.weight, chunk_size)
+        return _reach(of_weight, layer.weight, chunk_size)
 
     def _check(self, what: str) -> None:
         if not self.exact:
@@ -366,17 +366,17 @@ class _Part:
         return x
 
 
-def _decisions(function: Network, arrays: list[jax.Array], x: PyTree, **options: Any) -> jax.Array:
+def decisions(function: Network, arrays: list[jax.Array], x: PyTree, **options: Any) -> jax.Array:
     """Return all numbers whose signs the network decides by, as one vector."""
     with jax.default_matmul_precision("highest"):
         found = trace(function, arrays, x, **options).switches
     return jnp.concatenate([jnp.ravel(s) for s in found]) if found else jnp.zeros((0,))
 
 
-def _reach(decisions: Callable[[PyTree], jax.Array], point: PyTree, chunk_size: int) -> Reach:
+def _reach(function: Callable[[PyTree], jax.Array], point: PyTree, chunk_size: int) -> Reach:
     """Return the smallest |g| over the length of g's gradient, over all decisions g that are affine near the point."""
     checks.positive_integer("chunk_size", chunk_size)
-    values, pullback = jax.vjp(decisions, point)
+    values, pullback = jax.vjp(function, point)
     count = values.shape[0]
     if count == 0:
         return Reach(jnp.asarray(jnp.inf, values.dtype), jax.tree.map(jnp.zeros_like, point))

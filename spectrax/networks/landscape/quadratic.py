@@ -1,0 +1,108 @@
+"""The exact quadratic that the squared error is in one layer's weights, as long as no unit changes its piece."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spectrax import vectors
+from spectrax.networks.landscape.operators import layer_operator, layer_problem
+from spectrax.networks.local_linear import decisions
+from spectrax.programs.layers import trace
+from spectrax.programs.piecewise import Form, form_of
+
+PyTree = Any
+
+
+class LocalQuadratic(NamedTuple):
+    """The squared error |f - y|^2 as a function of one layer's weights: loss(W) = |Q vec(W - W_0) + r|^2.
+
+    Attributes:
+        value: The loss at the weights as they are, |r|^2.
+        gradient: Its gradient, 2 Q^T r, in the shape of the weight.
+        minimizer: The weights of least distance from these at which the quadratic is smallest.
+        minimum: The quadratic there, the part of |r|^2 that this layer cannot reach.
+        inside: Whether the minimiser lies in the region in which the loss is this quadratic; then it is a minimum of
+            the loss itself, in this layer's weights.
+        residual: r = f - y.
+    """
+
+    value: jax.Array
+    gradient: jax.Array
+    minimizer: jax.Array
+    minimum: jax.Array
+    inside: jax.Array
+    residual: PyTree
+
+
+def local_quadratic(
+    net: Any, params: PyTree, layer: str, x: PyTree, y: PyTree, /, *, batched: bool = False
+) -> LocalQuadratic:
+    """Return the quadratic that the squared error is in one layer's weights, with its minimiser.
+
+    Args:
+        net: As in `layer_operator`; the network must be piecewise affine.
+        params: As in `layer_operator`.
+        layer: As in `layer_operator`.
+        x: As in `layer_operator`.
+        y: The target, in the structure of the output; with `batched=True` along a leading axis.
+        batched: Whether x and y hold many samples.
+
+    Returns:
+        A `LocalQuadratic`.
+
+    Raises:
+        TypeError: As `layer_operator`.
+        ValueError: As `layer_operator`; or if the network is not piecewise affine, or y has not the output's shape.
+
+    Cost:
+        Q is made dense and decomposed.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import spectrax as sx
+        >>> f = lambda params, x: jax.nn.relu(params["w"] @ x)
+        >>> x, y = jnp.array([1.0, 2.0]), jnp.array([2.0, 2.0])
+        >>> found = sx.landscape.local_quadratic(f, {"w": jnp.eye(2)}, "w", x, y)
+        >>> float(found.value), round(float(found.minimum), 6), bool(found.inside)
+        (1.0, 0.0, True)
+
+    Source:
+        As `layer_operator`.
+    """
+    problem = layer_problem(net, params, layer, x, batched=batched)
+    sample = vectors.row(problem.point, 0) if batched else problem.point
+    form = form_of(functools.partial(problem.network, problem.arrays), vectors.structure(sample))
+    if form > Form.AFFINE or not trace(problem.network, problem.arrays, sample).followed:
+        raise ValueError(
+            "local_quadratic: the network is not piecewise affine, or decides something inside of a loop or branch "
+            "that cannot be looked into, so that its loss is no quadratic"
+        )
+    Q = layer_operator(net, params, layer, x, batched=batched)
+    function, weight = problem.function(bias=False), problem.weights(bias=False)
+    output = function(weight, problem.arrays, problem.point)
+    y = jax.tree.map(jnp.asarray, y)
+    if jax.tree.map(jnp.shape, y) != jax.tree.map(jnp.shape, output):
+        raise ValueError(
+            f"y must have the structure and shape of the output, {jax.tree.map(jnp.shape, output)}, got "
+            f"{jax.tree.map(jnp.shape, y)}"
+        )
+    residual = vectors.subtract(output, y)
+    flat = vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], residual))[0]
+    step = jnp.linalg.lstsq(Q.to_dense(), -flat)[0].reshape(weight.shape).astype(weight.dtype)
+    left = vectors.norm(vectors.add(Q.matvec(step), residual)) ** 2
+
+    def signs(weight: jax.Array) -> jax.Array:
+        def one(point: PyTree) -> jax.Array:
+            return decisions(problem.network, problem.arrays, point, weights={problem.place: weight})
+
+        return jnp.sign(jax.vmap(one)(problem.point) if batched else one(problem.point))
+
+    # the region is convex: the decisions are affine in it, so that its other end tells
+    here, there = signs(weight), signs(weight + step)
+    inside = jnp.all((here == there) | (jnp.isnan(here) & jnp.isnan(there)))
+    return LocalQuadratic(
+        vectors.norm(residual) ** 2, vectors.scale(2.0, Q.rmatvec(residual)), weight + step, left, inside, residual
+    )
