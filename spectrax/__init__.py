@@ -1,6 +1,6 @@
 """spectrax: a differentiable spectral toolkit for JAX."""
 
-from spectrax import installation, networks, regularizers, testing
+from spectrax import installation, networks, regularizers, testing, theory
 from spectrax.networks import find_layers, landscape, layers, local_linear, models
 from spectrax.operators import (
     LinearOperator,
@@ -36,6 +36,8 @@ from spectrax.spectrum import (
     log_condition_number,
     nuclear_norm,
     preconditioners,
+    product_log_condition_number,
+    product_log_singular_values,
     schatten_norm,
     singular_values,
     smallest_singular_value,
@@ -84,6 +86,8 @@ __all__ = [
     "networks",
     "nuclear_norm",
     "preconditioners",
+    "product_log_condition_number",
+    "product_log_singular_values",
     "raise_unless_successful",
     "regularizers",
     "schatten_norm",
@@ -95,5 +99,6 @@ __all__ = [
     "stable_rank",
     "svds",
     "testing",
+    "theory",
     "transforms",
 ]

@@ -8,6 +8,12 @@ from spectrax.spectrum.functions import spectral_function
 from spectrax.spectrum.methods import Davidson, Dense, Fallback, InverseLanczos, Lanczos
 from spectrax.spectrum.norm_bounds import spectral_norm_bound
 from spectrax.spectrum.norms import nuclear_norm, schatten_norm
+from spectrax.spectrum.products import (
+    ProductConditionNumber,
+    ProductSingularValues,
+    product_log_condition_number,
+    product_log_singular_values,
+)
 from spectrax.spectrum.quantities import (
     condition_number,
     extreme_singular_values,
@@ -25,6 +31,8 @@ __all__ = [
     "Fallback",
     "InverseLanczos",
     "Lanczos",
+    "ProductConditionNumber",
+    "ProductSingularValues",
     "condition_number",
     "conv_singular_values",
     "conv_symbol",
@@ -35,6 +43,8 @@ __all__ = [
     "log_condition_number",
     "nuclear_norm",
     "preconditioners",
+    "product_log_condition_number",
+    "product_log_singular_values",
     "schatten_norm",
     "singular_values",
     "smallest_singular_value",
