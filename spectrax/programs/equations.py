@@ -62,6 +62,19 @@ def is_jaxpr(value: Any) -> bool:
     return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
 
 
+def scan_layout(equation: Any) -> tuple[int, int]:
+    """Return how many constants and how many carried values a `scan` has, in this order among its operands.
+
+    The rest of the operands, and of the results, are stacks: they have one axis more than the body's, in every version
+    of JAX (the parameters that say it have changed).
+    """
+    body = equation.params["jaxpr"].jaxpr
+    ranks = [(a.aval.ndim, b.aval.ndim) for a, b in zip(equation.outvars, body.outvars, strict=True)]
+    carried = sum(outer == inner for outer, inner in ranks)
+    ranks = [(a.aval.ndim, b.aval.ndim) for a, b in zip(equation.invars, body.invars, strict=True)]
+    return sum(outer == inner for outer, inner in ranks) - carried, carried
+
+
 def value(values: dict[Any, Any], atom: Any) -> Any:
     """Return what an atom stands for."""
     return atom.val if isinstance(atom, jax_core.Literal) else values[atom]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jax_core
 
-from spectrax.programs.equations import CALLS, equations, is_jaxpr, run
+from spectrax.programs.equations import CALLS, equations, is_jaxpr, run, scan_layout
 from spectrax.programs.piecewise import CUSTOM
 
 _LINEAR = ("dot_general", "conv_general_dilated")
@@ -207,7 +207,7 @@ class _Run:
 
     def scan(self, equation: Any, values: list[Any], marks: Sequence[Mark]) -> list[tuple[Any, Mark]]:
         params = equation.params
-        consts, carries, length = params["num_consts"], params["num_carry"], params["length"]
+        (consts, carries), length = scan_layout(equation), params["length"]
         given = list(zip(values, marks, strict=True))
         head, carry, stacks = given[:consts], given[consts : consts + carries], given[consts + carries :]
         kept: list[list[tuple[Any, Mark]]] = []

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jax_core
 
-from spectrax.programs.equations import CALLS, is_jaxpr
+from spectrax.programs.equations import CALLS, is_jaxpr, scan_layout
 
 PyTree = Any
 
@@ -98,10 +98,9 @@ def _outputs(equation: Any, inputs: list[Form]) -> list[Form]:
 
 def _scan(equation: Any, inputs: list[Form]) -> list[Form]:
     """The carry of a loop has the form that it keeps; forms only rise, so that this ends."""
-    params = equation.params
-    consts, carry = params["num_consts"], params["num_carry"]
+    consts, carry = scan_layout(equation)
     while True:
-        outs = _forms(params["jaxpr"].jaxpr, inputs)
+        outs = _forms(equation.params["jaxpr"].jaxpr, inputs)
         risen = [max(a, b) for a, b in zip(inputs[consts : consts + carry], outs[:carry], strict=True)]
         if risen == inputs[consts : consts + carry]:
             return risen + outs[carry:]
