@@ -12,7 +12,7 @@ from spectrax.programs.layers import Site, trace
 PyTree = Any
 
 # the last parts of a parameter's path that say "the weight of the layer before", in the usual libraries
-_WEIGHTS = ("kernel", "weight", "w", "value", "embedding")
+_WEIGHTS = ("kernel", "weight", "w", "embedding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,8 @@ class FoundLayer:
         weight_shape: The shape of the weight where it is applied, which may be reshaped from the parameter's.
         input_shape: What it is applied to.
         output_shape: What comes out.
-        repetition: How often it is applied: more than once for shared weights, and in loops with the same weight.
+        repetition: How often it is applied at this place of the program: the length of a loop, or how often a function
+            is called. A weight that stands at several places has several entries.
         strides: Of a convolution, for each spatial dimension.
         padding: Likewise, pairs (low, high).
         input_dilation: Likewise.
@@ -55,12 +56,12 @@ class Network:
     Attributes:
         net: A `layers.Layer`, or a function f(params, x).
         treedef: The structure of the parameters.
-        static: Leaves that are no arrays, with their places.
+        static: Leaves that are no arrays, with their places and types.
     """
 
     net: Layer | Callable
     treedef: Any
-    static: tuple[tuple[int, Any], ...]
+    static: tuple[tuple[int, type, Any], ...]
 
     def __call__(self, arrays: Sequence[jax.Array], x: PyTree) -> PyTree:
         """Apply the network to one sample."""
@@ -72,7 +73,7 @@ class Network:
     def variables(self, arrays: Sequence[jax.Array]) -> PyTree:
         """Return the parameters as they were given."""
         leaves = list(arrays)
-        for place, leaf in self.static:
+        for place, _, leaf in self.static:
             leaves.insert(place, leaf)
         return jax.tree.unflatten(self.treedef, leaves)
 
@@ -84,7 +85,7 @@ class Network:
         names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
         if isinstance(self.net, Layer):
             names = [name.removeprefix("params/") for name in names]
-        taken = {place for place, _ in self.static}
+        taken = {place for place, _, _ in self.static}
         return tuple(name for place, name in enumerate(names) if place not in taken)
 
     def names(self, sites: Sequence[Site]) -> list[str]:
@@ -93,8 +94,11 @@ class Network:
         plain = ["*".join(_layer_of(paths[i]) for i in sorted(site.parameters)) for site in sites]
         names, seen = [], dict.fromkeys(plain, 0)
         for name in plain:
-            names.append(name if plain.count(name) == 1 else f"{name}[{seen[name]}]")
+            own = name if plain.count(name) == 1 else f"{name}[{seen[name]}]"
             seen[name] += 1
+            while own in names:  # paths of different trees may read alike
+                own += "'"
+            names.append(own)
         return names
 
 
@@ -118,7 +122,7 @@ def network(net: Any, params: PyTree) -> tuple[Network, list[jax.Array]]:
         raise TypeError(f"net must be a layer or a function f(params, x), got {type(net).__name__}")
     leaves, treedef = jax.tree.flatten(params)
     is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]  # structs, too
-    static = tuple((i, leaf) for i, leaf in enumerate(leaves) if not is_array[i])
+    static = tuple((i, type(leaf), leaf) for i, leaf in enumerate(leaves) if not is_array[i])  # 1, 1.0, True are equal
     return Network(net, treedef, static), [leaf for leaf, ok in zip(leaves, is_array, strict=True) if ok]
 
 
@@ -129,7 +133,7 @@ def find_layers(net: Any, params: PyTree, x: PyTree, /) -> tuple[FoundLayer, ...
     parameters and the like, into calls, loops (`scan`, which are unrolled) and derivative rules, up to the matrix
     products and convolutions that it takes part in. So it works alike for `sx.layers`, Flax linen, Flax nnx, Equinox
     and plain functions. Nothing is computed. Scalings of single entries (as in a normalisation), lookups in tables,
-    and what stands in `while_loop` or `cond` are not listed.
+    and what stands in `while_loop`, `cond`, `pmap` or `shard_map` are not listed.
 
     Args:
         net: A `layers.Layer`, or a function f(params, x) of one sample: for Flax linen
@@ -189,6 +193,6 @@ def _geometry(site: Site) -> dict[str, Any]:
 
 def _layer_of(path: str) -> str:
     parts = path.split("/")
-    while len(parts) > 1 and parts[-1] in _WEIGHTS:
+    if len(parts) > 1 and parts[-1] == "value" and parts[-2] in _WEIGHTS:  # as Flax nnx has them
         parts.pop()
-    return "/".join(parts)
+    return "/".join(parts[:-1] if len(parts) > 1 and parts[-1] in _WEIGHTS else parts)

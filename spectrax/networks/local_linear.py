@@ -23,7 +23,7 @@ class Reach(NamedTuple):
 
     Attributes:
         radius: The length of the shortest way, in the 2-norm (for weights the Frobenius norm): inf where nothing is
-            decided, zero at a kink.
+            decided, zero at a kink, NaN where the input or the output is not finite.
         direction: The way, of length one; zeros where the radius is inf.
     """
 
@@ -175,8 +175,8 @@ class LocalLinear:
         Cost:
             One VJP for each decision: each unit of an activation, each pair of candidates of a maximum.
         """
-        self._check("input_reach")
-        return _reach(lambda x: decisions(self.network, self.arrays, x), self.point, chunk_size)
+        self._check("input_reach", self.exact)
+        return _reach(lambda x: decisions(self.network, self.arrays, x), self.point, chunk_size, self._finite)
 
     def weight_reach(self, name: str, *, chunk_size: int = 256) -> Reach:
         """Return how far one layer's weight may move while the loss stays exactly quadratic in it (squared error).
@@ -194,17 +194,28 @@ class LocalLinear:
         Cost:
             As `input_reach`.
         """
-        self._check("weight_reach")
         checks.choice("name", name, tuple(self.layers))
         layer = self.layers[name]
+
+        def output(weight: jax.Array) -> PyTree:
+            return trace(self.network, self.arrays, self.point, weights={layer.place: weight}).output
+
+        # what is stepwise in x may be anything in the weights behind it
+        in_weights = form_of(output, vectors.structure(layer.weight)) <= Form.AFFINE
+        self._check("weight_reach", self.exact and in_weights)
 
         def of_weight(weight: jax.Array) -> jax.Array:
             return decisions(self.network, self.arrays, self.point, weights={layer.place: weight})
 
-        return _reach(of_weight, layer.weight, chunk_size)
+        return _reach(of_weight, layer.weight, chunk_size, self._finite)
 
-    def _check(self, what: str) -> None:
-        if not self.exact:
+    @property
+    def _finite(self) -> jax.Array:
+        leaves = [*jax.tree.leaves(self.output), *jax.tree.leaves(self.point)]
+        return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]).all()
+
+    def _check(self, what: str, exact: bool) -> None:
+        if not exact:
             raise ValueError(
                 f"{what}: the network is not piecewise affine, or decides something inside of a loop or branch that "
                 "cannot be looked into; its linearisation holds to first order only, in no region"
@@ -373,13 +384,14 @@ def decisions(function: Network, arrays: list[jax.Array], x: PyTree, **options: 
     return jnp.concatenate([jnp.ravel(s) for s in found]) if found else jnp.zeros((0,))
 
 
-def _reach(function: Callable[[PyTree], jax.Array], point: PyTree, chunk_size: int) -> Reach:
+def _reach(function: Callable[[PyTree], jax.Array], point: PyTree, chunk_size: int, finite: jax.Array) -> Reach:
     """Return the smallest |g| over the length of g's gradient, over all decisions g that are affine near the point."""
     checks.positive_integer("chunk_size", chunk_size)
     values, pullback = jax.vjp(function, point)
     count = values.shape[0]
     if count == 0:
-        return Reach(jnp.asarray(jnp.inf, values.dtype), jax.tree.map(jnp.zeros_like, point))
+        nothing = jnp.where(finite, jnp.asarray(jnp.inf, values.dtype), jnp.nan)
+        return Reach(nothing, jax.tree.map(jnp.zeros_like, point))
 
     def length(index: jax.Array) -> jax.Array:
         unit = jnp.zeros_like(values).at[index].set(1)
@@ -389,7 +401,7 @@ def _reach(function: Callable[[PyTree], jax.Array], point: PyTree, chunk_size: i
     moved = (lengths > 0) & ~jnp.isnan(values)
     distances = jnp.where(moved, jnp.abs(values) / jnp.where(moved, lengths, 1), jnp.inf)
     nearest = jnp.argmin(distances)
-    radius = distances[nearest]
+    radius = jnp.where(finite, distances[nearest], jnp.nan)
     gradient = pullback(jnp.zeros_like(values).at[nearest].set(1))[0]
     towards = jnp.where(values[nearest] > 0, -1, 1) / jnp.where(lengths[nearest] > 0, lengths[nearest], 1)
     found = jnp.isfinite(radius)

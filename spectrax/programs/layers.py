@@ -179,7 +179,9 @@ class _Run:
             return self.scan(equation, values, marks)
         if name in _LINEAR and any(m.parameters and not m.dependent for m in marks):
             return [(self.site(equation, values, marks), mark)]
-        if name in _SWITCHES:
+        if name == "sort" and (equation.params["num_keys"] > 1 or values[0].shape[equation.params["dimension"]] > 128):
+            self.followed = False
+        elif name in _SWITCHES:
             self.switches += switches(equation, values)
         elif any(map(is_jaxpr, jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr))):
             self.followed &= not any(e.primitive.name in _SWITCHES for e in equations_of(equation))
@@ -221,8 +223,12 @@ class _Run:
         if params["reverse"]:
             kept.reverse()
         columns = list(zip(*kept, strict=True)) if kept else []
-        joined = Mark(dependent=True)
-        return [*carry, *((jnp.stack([value for value, _ in column]), joined) for column in columns)]
+        stacked = []
+        for column in columns:
+            own = [mark for _, mark in column]
+            joined = Mark(frozenset().union(*(m.parameters for m in own)), any(m.dependent for m in own))
+            stacked.append((jnp.stack([value for value, _ in column]), joined))
+        return [*carry, *stacked]
 
 
 def _is_activation(equation: Any, marks: Sequence[Mark]) -> bool:
@@ -260,7 +266,7 @@ def _worth_unrolling(equation: Any) -> bool:
 def switches(equation: Any, values: list[Any]) -> list[jax.Array]:
     """Return the numbers whose signs an equation decides by; NaN where there is nothing to decide."""
     name, params = equation.primitive.name, equation.params
-    if not jnp.issubdtype(jnp.result_type(values[-1]), jnp.floating):
+    if not jnp.issubdtype(jnp.result_type(values[0]), jnp.floating):
         return []
     if name in {"abs", "sign"}:
         return [values[0]]
@@ -268,16 +274,16 @@ def switches(equation: Any, values: list[Any]) -> list[jax.Array]:
         return [jnp.subtract(*jnp.broadcast_arrays(*values))]
     if name == "clamp":
         low, value, high = jnp.broadcast_arrays(*values)
-        return [value - low, value - high]
+        return [value - low, value - high, low - high]
     if name in {"reduce_max", "reduce_min", "argmax", "argmin"}:
         rows = jnp.moveaxis(values[0], params["axes"], range(len(params["axes"])))
         rows = rows.reshape(math.prod(rows.shape[: len(params["axes"])]), *rows.shape[len(params["axes"]) :])
         return [_against_the_best(rows, smallest=name.endswith("min"))]
     if name in {"reduce_window_max", "reduce_window_min"}:
         return [_against_the_best(_windows(values[0], name.endswith("min"), params), smallest=name.endswith("min"))]
-    if name == "sort":
-        ordered = jnp.sort(values[0], axis=params["dimension"])
-        return [jnp.diff(ordered, axis=params["dimension"])]
+    if name == "sort":  # by pairs of places, so that the signs say which order it is
+        rows = jnp.moveaxis(values[0], params["dimension"], 0)
+        return [rows[i] - rows[i + 1 :] for i in range(len(rows) - 1)]
     axis = params["axis"]  # cummax, cummin
     rows = jnp.moveaxis(values[0], axis, 0)
     if params["reverse"]:

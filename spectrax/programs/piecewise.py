@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jax_core
 
-from spectrax.programs.equations import CALLS, is_jaxpr, scan_layout
+from spectrax.programs.equations import CALLS, equations, is_jaxpr, scan_layout
 
 PyTree = Any
 
@@ -18,7 +18,7 @@ class Form(enum.IntEnum):
 
     CONSTANT = 0  # not at all
     STEPWISE = 1  # constant piece by piece: comparisons, signs, indices
-    AFFINE = 2  # affine piece by piece, the pieces bounded by where affine functions vanish
+    AFFINE = 2  # affine piece by piece, the pieces bounded by where affine functions vanish, finitely many of them
     CURVED = 3  # anything else
 
 
@@ -26,11 +26,18 @@ class Form(enum.IntEnum):
 _AFFINE = frozenset({
     "abs", "add", "add_any", "broadcast_in_dim", "clamp", "concatenate", "copy", "cummax", "cummin", "cumsum",
     "dynamic_slice", "dynamic_update_slice", "expand_dims", "gather", "imag", "max", "min", "neg",
-    "optimization_barrier", "pad", "real", "reduce_max", "reduce_min", "reduce_precision", "reduce_sum",
+    "optimization_barrier", "pad", "real", "reduce_max", "reduce_min", "reduce_sum",
     "reduce_window_max", "reduce_window_min", "reduce_window_sum", "reshape", "rev", "scatter", "scatter-add",
-    "select_n", "sharding_constraint", "slice", "sort", "split", "squeeze", "stop_gradient", "sub", "transpose",
+    "select_n", "sharding_constraint", "slice", "sort", "split", "squeeze", "sub", "transpose",
 })  # fmt: skip
-_STEPWISE = frozenset({"argmax", "argmin", "ceil", "eq", "floor", "ge", "gt", "le", "lt", "ne", "round", "sign"})
+_STEPWISE = frozenset({"argmax", "argmin", "ge", "gt", "le", "lt", "sign"})
+# those of them that decide, by an order, which complex numbers don't have
+_ORDERED = _STEPWISE | {
+    "abs", "clamp", "cummax", "cummin", "max", "min", "reduce_max", "reduce_min", "reduce_window_max",
+    "reduce_window_min", "sort",
+}  # fmt: skip
+# functions with a rule that is their derivative, by their name and the primitives that they may consist of
+_KNOWN = {"relu": {"max"}, "relu6": {"max", "min"}}
 _BILINEAR = frozenset({"conv_general_dilated", "dot_general", "mul"})
 # primitives with a derivative rule of their own, and the parameter that holds the function
 CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
@@ -39,9 +46,10 @@ CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "cus
 def form_of(function: Callable, struct: PyTree) -> Form:
     """Return how a function depends on its argument.
 
-    Sums and products of pieces are followed through calls, custom derivative rules (by the function, not by the rule),
-    loops and branches. What is not known counts as curved, so that AFFINE is never claimed wrongly; a function that is
-    affine for another reason, such as exp(log(x)), is called curved.
+    Sums and products of pieces are followed through calls, loops and branches. What is not known counts as curved, so
+    that AFFINE is never claimed wrongly: roundings, whose pieces have no end; `stop_gradient` and custom derivative
+    rules, but for the ReLU's, since the derivative need not be that of the function; and what is affine for another
+    reason, such as exp(log(x)).
 
     Args:
         function: A function of one pytree; it is traced, and may close over anything.
@@ -69,31 +77,44 @@ def _forms(jaxpr: Any, arguments: Sequence[Form]) -> list[Form]:
 def _outputs(equation: Any, inputs: list[Form]) -> list[Form]:
     name, params, count = equation.primitive.name, equation.params, len(equation.outvars)
     worst = max(inputs, default=Form.CONSTANT)
-    program = CALLS.get(name) or CUSTOM.get(name)
     if worst == Form.CONSTANT:
         return [Form.CONSTANT] * count
-    if program is not None:
-        inner = params[program]
+    if name in CUSTOM and not _is_known(params[CUSTOM[name]]):
+        return [Form.CURVED] * count
+    if name in CALLS or name in CUSTOM:
+        inner = params[{**CALLS, **CUSTOM}[name]]
         return _forms(getattr(inner, "jaxpr", inner), inputs)
     if name == "scan":
         return _scan(equation, inputs)
     if name == "cond":
         outs = [max(forms) for forms in zip(*(_forms(b.jaxpr, inputs[1:]) for b in params["branches"]), strict=True)]
         return outs if inputs[0] <= Form.STEPWISE else [Form.CURVED] * count
+    if name in _ORDERED and any(jnp.issubdtype(atom.aval.dtype, jnp.complexfloating) for atom in equation.invars):
+        return [Form.CURVED] * count
     if worst == Form.STEPWISE and not any(map(is_jaxpr, params.values())):
         return [Form.STEPWISE] * count  # any function of what is constant piece by piece is that, too
     if name in _STEPWISE and worst <= Form.AFFINE:
         return [Form.STEPWISE] * count
     if name == "convert_element_type":
-        floating = jnp.issubdtype(params["new_dtype"], jnp.inexact)
-        return [worst if floating else Form.STEPWISE if worst <= Form.AFFINE else worst]
+        new = params["new_dtype"]  # 16 bits are the network's own precision, less is a rounding
+        return [worst if jnp.issubdtype(new, jnp.inexact) and jnp.finfo(new).bits >= 16 else Form.CURVED]
     if name in _BILINEAR:
         return [worst if min(inputs) <= Form.STEPWISE else Form.CURVED]
     if name == "div":
         return [worst if inputs[1] <= Form.STEPWISE else Form.CURVED]
     if name == "integer_pow" and params["y"] == 1:
         return [worst]
-    return [worst if name in _AFFINE else Form.CURVED] * count
+    if name not in _AFFINE:
+        return [Form.CURVED] * count
+    inexact = [jnp.issubdtype(variable.aval.dtype, jnp.inexact) for variable in equation.outvars]
+    return [worst if number or worst > Form.AFFINE else Form.STEPWISE for number in inexact]  # places in an order
+
+
+def _is_known(program: Any) -> bool:
+    """Say whether the function of a custom rule is one whose rule is its derivative."""
+    inner = list(equations(getattr(program, "jaxpr", program)))
+    name = next((e.params["name"] for e in inner if isinstance(e.params.get("name"), str)), "")
+    return name in _KNOWN and {e.primitive.name for e in inner} - {*CALLS} <= _KNOWN[name]
 
 
 def _scan(equation: Any, inputs: list[Form]) -> list[Form]:

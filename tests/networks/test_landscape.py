@@ -152,6 +152,69 @@ def test_zero_and_dead_layers():
     assert_allclose(none.values, 0)
 
 
+def test_zero_and_not_finite():
+    f = lambda params, x: jax.nn.relu(params["w"] @ x)  # noqa: E731
+    zero = sx.landscape.layer_spectrum(f, {"w": -jnp.eye(2)}, "w", jnp.ones(2))
+    assert np.isnan(zero.condition_number)
+    assert np.isnan(zero.convergence_rate)
+    broken = sx.landscape.layer_spectrum(f, {"w": jnp.eye(2)}, "w", jnp.array([np.nan, 1.0]))
+    assert int(broken.rank) == int(broken.flat_directions) == -1
+    assert np.all(np.isnan(broken.basin_widths(1.0)))
+
+
+def test_biases_of_layers_with_several_axes(x64):
+    rng = np.random.default_rng(0)
+    params = {"q": jnp.asarray(rng.normal(size=(3, 2, 5))), "o": jnp.asarray(rng.normal(size=(2, 5, 4)))}
+
+    def f(params, x):
+        heads = jnp.einsum("i,ihd->hd", x, params["q"]) + params.get("bias", 0.0)
+        return jnp.einsum("hd,hdo->o", heads, params["o"])
+
+    x = jnp.asarray(rng.normal(size=3))
+    Q = sx.landscape.layer_operator(f, params, "q", x, bias=True)
+    assert Q.in_struct["bias"].shape == (2, 5)
+    found = sx.landscape.layer_spectrum(f, params, "q", x, bias=True)
+    assert_allclose(found.values, np.linalg.svd(np.asarray(Q.to_dense()), compute_uv=False), rtol=1e-12)
+    assert_allclose(
+        Q.to_dense()[:, :10], jax.jacobian(lambda b: f({**params, "bias": b}, x))(jnp.zeros((2, 5))).reshape(4, 10)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits(dtype):
+    f = lambda params, x: params["b"] @ jax.nn.relu(params["a"] @ x)  # noqa: E731
+    params = {"a": jnp.eye(3, dtype=dtype), "b": jnp.asarray([[1, 2, 0], [0, 1, 3]], dtype)}
+    x = jnp.ones(3, dtype)
+    found = sx.landscape.layer_spectrum(f, params, "a", x)
+    expected = np.sqrt(3) * np.linalg.svd(np.asarray(params["b"], float), compute_uv=False)
+    assert_allclose(np.asarray(found.values, float), expected, rtol=0.02)
+    quadratic = sx.landscape.local_quadratic(f, params, "a", x, jnp.zeros(2, dtype))
+    assert_allclose(float(quadratic.value), 25.0, rtol=0.02)
+
+
+def _by_argsort(params, x):
+    h = params["w"] @ x
+    return h[jnp.argsort(h)]
+
+
+def test_an_order_that_changes_is_outside(x64):
+    """Sorted outputs are affine pieces, whose border is where two of them meet."""
+    for f, y in (
+        (lambda p, x: jnp.sort(p["w"] @ x), [5.0, 0.0]),
+        (_by_argsort, [5.0, 0.0]),
+        (lambda p, x: jnp.sort(p["w"] @ x)[1:2], [7.0]),
+    ):
+        w = jnp.array([[1.0], [2.0]]) if len(y) == 2 else jnp.array([[1.0], [2.0], [3.0]])
+        found = sx.landscape.local_quadratic(f, {"w": w}, "w", jnp.ones(1), jnp.array(y))
+        assert not bool(found.inside)
+
+
+def test_stepwise_inputs_give_no_quadratic():
+    f = lambda params, x: (params["w"] @ jnp.sign(x)) ** 2  # noqa: E731
+    with pytest.raises(ValueError, match="not piecewise affine"):
+        sx.landscape.local_quadratic(f, {"w": jnp.eye(2)}, "w", jnp.array([1.0, 2.0]), jnp.array([9.0, 4.0]))
+
+
 def test_bad_input():
     net, variables, xs = mlp("relu")
     with pytest.raises(ValueError, match="skip_3/body/dense_0"):

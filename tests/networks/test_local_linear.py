@@ -267,9 +267,33 @@ def test_bad_input():
         sx.local_linear(net, variables, jnp.ones(4)).weight_reach("dense_9")
 
 
+def test_what_is_not_finite_has_no_reach():
+    for x in ([np.nan, 1.0], [np.nan, np.nan], [np.inf, 1.0]):
+        rep = sx.local_linear(lambda params, x: jax.nn.relu(params @ x), jnp.eye(2), jnp.array(x))
+        assert np.isnan(rep.input_reach().radius)
+
+
+def test_stepwise_inputs_are_not_affine_in_the_weights():
+    f = lambda params, x: jnp.exp(params["w"] @ jnp.sign(x))  # noqa: E731
+    rep = sx.local_linear(f, {"w": jnp.eye(2)}, jnp.array([1.0, 2.0]))
+    assert rep.exact  # constant near this input
+    with pytest.raises(ValueError, match="not piecewise affine"):
+        rep.weight_reach("w")
+
+
+def test_equal_leaves_of_different_types():
+    f = lambda params, x: (params["w"] @ x) * (2.0 if isinstance(params["n"], float) else 1.0)  # noqa: E731
+    found = [
+        float(sx.local_linear(f, {"w": jnp.eye(1), "n": n}, jnp.ones(1)).A.to_dense()[0, 0]) for n in (1, 1.0, True)
+    ]
+    assert found == [1.0, 2.0, 1.0]
+
+
 def test_a_kink_has_no_region(x64):
     rep = sx.local_linear(lambda params, x: jnp.abs(params @ x), jnp.eye(2), jnp.array([0.0, 3.0]))
     assert float(rep.input_reach().radius) == 0
+    clamped = sx.local_linear(lambda params, x: jax.lax.clamp(x[0], x[1], x[2]), (), jnp.array([1.0, -1.0, 1.1]))
+    assert_allclose(clamped.input_reach().radius, 0.1 / np.sqrt(2))  # where the bounds meet
     none = sx.local_linear(lambda params, x: params @ x, jnp.eye(2), jnp.array([0.0, 3.0])).input_reach()
     assert float(none.radius) == np.inf
     assert_allclose(none.direction, 0)

@@ -25,6 +25,7 @@ DECIDING = {
     "max of rows": lambda x: jnp.max(x, axis=1),
     "min of all": jnp.min,
     "row of the largest": lambda x: x[jnp.argmax(x[:, 0])],
+    "in the order of a sort": lambda x: x[jnp.argsort(x[:, 0])],
     "sorted": lambda x: jnp.sort(x, axis=0) * jnp.arange(4.0)[:, None],
     "pool": pool,
     "pool with holes": lambda x: jax.lax.reduce_window(
@@ -79,6 +80,20 @@ def test_what_cannot_be_looked_into():
     assert not trace(branch, (), x0()).followed
     endless = lambda _, x: jax.lax.while_loop(lambda c: c[0, 0] < 3, lambda c: jnp.abs(c) + 1, x)  # noqa: E731
     assert not trace(endless, (), x0()).followed
+
+
+def test_keys_of_several_arrays_are_not_followed():
+    both = lambda _, x: jax.lax.sort((x[0], x[1]), num_keys=2)  # noqa: E731
+    assert not trace(both, (), x0()).followed
+
+
+def test_weights_made_in_a_loop_are_weights():
+    def f(params, x):
+        _, weights = jax.lax.scan(lambda c, w: (jnp.maximum(c, x[0]), 2 * w), 0.0, params)
+        return weights @ x
+
+    (site,) = trace(f, jnp.ones((3, 4)), jnp.ones(4)).sites
+    assert site.weight.shape == (3, 4)
 
 
 def test_taps_and_weights(x64):

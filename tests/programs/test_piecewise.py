@@ -53,6 +53,43 @@ CURVED = {
 }
 
 
+@jax.custom_jvp
+def straight_through(x):
+    return jnp.sign(x)
+
+
+straight_through.defjvp(lambda primals, tangents: (straight_through(*primals), tangents[0]))
+
+
+@jax.custom_jvp
+def relu(x):  # of the right name, but with another rule
+    return jnp.maximum(x, 0) + 0 * jnp.tanh(x)
+
+
+relu.defjvp(lambda primals, tangents: (relu(*primals), tangents[0]))
+
+# the derivative is not the function's, or the pieces have no end: a linear map would hold nowhere
+UNTRUSTED = {
+    "floor": jnp.floor,
+    "rounded": jnp.round,
+    "integers": lambda x: (3 * x).astype(int).astype(jnp.float32),
+    "equality": lambda x: jnp.where(jnp.floor(x) == 1, x, -x),
+    "eight bits": lambda x: x.astype(jnp.float8_e4m3fn).astype(jnp.float32),
+    "stop_gradient": lambda x: x - 0.5 * jax.lax.stop_gradient(x),
+    "rounded with a straight-through gradient": lambda x: x + jax.lax.stop_gradient(jnp.round(x) - x),
+    "decided behind stop_gradient": lambda x: jnp.where(jax.lax.stop_gradient(x) > 0, x, 2 * x),
+    "sign with the identity's rule": straight_through,
+    "relu by name only": relu,
+    "modulus of complex numbers": lambda x: jnp.abs(jax.lax.complex(x, 2 * x)),
+    "sign of complex numbers": lambda x: jnp.sign(jax.lax.complex(x, 2 * x)).real,
+}
+
+
+@pytest.mark.parametrize("name", UNTRUSTED)
+def test_untrusted(name):
+    assert form_of(UNTRUSTED[name], X) == Form.CURVED
+
+
 @pytest.mark.parametrize("name", AFFINE)
 def test_piecewise_affine(name):
     assert form_of(AFFINE[name], X) == Form.AFFINE
@@ -66,5 +103,5 @@ def test_curved(name):
 def test_what_hardly_depends():
     assert form_of(lambda x: jnp.zeros(3), X) == Form.CONSTANT
     assert form_of(lambda x: jnp.exp(jnp.sign(x)), X) == Form.STEPWISE
-    assert form_of(lambda x: {"a": jnp.argmax(x), "b": x.astype(int)}, X) == Form.STEPWISE
+    assert form_of(lambda x: {"a": jnp.argmax(x), "b": x > 1}, X) == Form.STEPWISE
     assert form_of(jnp.zeros_like, X) == Form.CONSTANT

@@ -41,10 +41,14 @@ class LayerProblem:
         """The shape of a bias of the layer: one number for each of its units or channels."""
         site = self.site
         if site.kind == "conv":
-            axis = site.equation.params["dimension_numbers"].out_spec[1]
-        else:
-            axis = 0 if site.weight_first else site.output.ndim - 1
-        return tuple(size if i == axis else 1 for i, size in enumerate(site.output.shape))
+            axes = {site.equation.params["dimension_numbers"].out_spec[1]}
+        else:  # batch axes, then those of the first operand, then those of the second
+            contracted, (batch, _) = site.equation.params["dimension_numbers"]
+            own = site.weight.ndim - len(batch) - len(contracted[0])
+            axes = set(range(len(batch)))
+            rank = site.output.ndim
+            axes |= set(range(len(batch), len(batch) + own) if site.weight_first else range(rank - own, rank))
+        return tuple(size if i in axes else 1 for i, size in enumerate(site.output.shape))
 
     def weights(self, *, bias: bool) -> PyTree:
         """The weight; or with it a bias that is zero at the moment, whatever is added already."""

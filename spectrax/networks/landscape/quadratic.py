@@ -74,14 +74,18 @@ def local_quadratic(
     """
     problem = layer_problem(net, params, layer, x, batched=batched)
     sample = vectors.row(problem.point, 0) if batched else problem.point
-    form = form_of(functools.partial(problem.network, problem.arrays), vectors.structure(sample))
-    if form > Form.AFFINE or not trace(problem.network, problem.arrays, sample).followed:
+    function, weight = problem.function(bias=False), problem.weights(bias=False)
+    forms = (
+        form_of(functools.partial(problem.network, problem.arrays), vectors.structure(sample)),
+        # what is stepwise in x may be anything in the weights behind it
+        form_of(lambda w: function(w, problem.arrays, problem.point), vectors.structure(weight)),
+    )
+    if max(forms) > Form.AFFINE or not trace(problem.network, problem.arrays, sample).followed:
         raise ValueError(
             "local_quadratic: the network is not piecewise affine, or decides something inside of a loop or branch "
             "that cannot be looked into, so that its loss is no quadratic"
         )
     Q = layer_operator(net, params, layer, x, batched=batched)
-    function, weight = problem.function(bias=False), problem.weights(bias=False)
     output = function(weight, problem.arrays, problem.point)
     y = jax.tree.map(jnp.asarray, y)
     if jax.tree.map(jnp.shape, y) != jax.tree.map(jnp.shape, output):
@@ -91,7 +95,9 @@ def local_quadratic(
         )
     residual = vectors.subtract(output, y)
     flat = vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], residual))[0]
-    step = jnp.linalg.lstsq(Q.to_dense(), -flat)[0].reshape(weight.shape).astype(weight.dtype)
+    dense = Q.to_dense()
+    dense = dense.astype(vectors.working_dtype(dense.dtype))
+    step = jnp.linalg.lstsq(dense, -flat.astype(dense.dtype))[0].reshape(weight.shape).astype(weight.dtype)
     left = vectors.norm(vectors.add(Q.matvec(step), residual)) ** 2
 
     def signs(weight: jax.Array) -> jax.Array:

@@ -44,18 +44,19 @@ class LayerSpectrum:
 
     @property
     def rank(self) -> jax.Array:
-        """How many values exceed the round-off of Q, size * eps * the largest."""
-        return jnp.sum(self.values > self._floor, dtype=jnp.int32)
+        """How many values exceed the round-off of Q, size * eps * the largest; -1 where Q is not finite."""
+        return jnp.where(self._finite, jnp.sum(self.values > self._floor, dtype=jnp.int32), -1)
 
     @property
     def condition_number(self) -> jax.Array:
         """The largest value over the smallest one that is not zero to round-off: kappa+; NaN for a zero matrix."""
-        return self.values[0] / self._smallest
+        zero = self.values[0] == 0
+        return jnp.where(zero, jnp.nan, self.values[0] / jnp.where(zero, 1, self._smallest))
 
     @property
     def flat_directions(self) -> jax.Array:
-        """How many directions in the space of the weights the loss does not change in."""
-        return self.num_weights - self.rank
+        """How many directions in the space of the weights the loss does not change in; -1 where Q is not finite."""
+        return jnp.where(self._finite, self.num_weights - self.rank, -1)
 
     @property
     def eccentricity(self) -> jax.Array:
@@ -83,7 +84,12 @@ class LayerSpectrum:
             Shape (min(outputs, weights),); inf along flat directions.
         """
         resolved = self.values > self._floor
-        return jnp.where(resolved, math.sqrt(excess) / jnp.where(resolved, self.values, 1), jnp.inf)
+        widths = jnp.where(resolved, math.sqrt(excess) / jnp.where(resolved, self.values, 1), jnp.inf)
+        return jnp.where(self._finite, widths, jnp.nan)
+
+    @property
+    def _finite(self) -> jax.Array:
+        return jnp.all(jnp.isfinite(self.values))
 
     @property
     def _floor(self) -> jax.Array:
@@ -140,17 +146,19 @@ def layer_spectrum(
     if not batched and _multiplies_one_vector(problem):
         after = jacobian_operator(_AfterLayer(problem.network, problem.place), jnp.zeros_like(problem.site.output),
                                   problem.arrays, problem.point)  # fmt: skip
-        length = vectors.norm({"z": problem.site.input, "one": jnp.ones((int(bias),), problem.site.input.dtype)})
+        z = problem.site.input.astype(vectors.working_dtype(problem.site.input.dtype))
+        length = vectors.norm({"z": z, "one": jnp.ones((int(bias),), z.dtype)})
         values = length * _all_values(after, max_bytes)
+        values = jnp.pad(values, (0, max(min(Q.shape) - values.shape[0], 0)))  # the rest of them is zero
         values = values[: min(Q.shape)]
-        size = max(after.shape)
     else:
-        values, size = _all_values(Q, max_bytes), max(Q.shape)
-    return LayerSpectrum(values, Q.shape[1], samples, eps, size)
+        values = _all_values(Q, max_bytes)
+    return LayerSpectrum(values, Q.shape[1], samples, eps, max(Q.shape))
 
 
 def _all_values(operator: LinearOperator, max_bytes: int | None) -> jax.Array:
-    return singular_values(materializable(operator, max_bytes), method=Dense())
+    materializable(operator, max_bytes)  # or raises
+    return singular_values(operator, method=Dense())  # as it is: the round-off is that of its own products
 
 
 def _multiplies_one_vector(problem: LayerProblem) -> bool:

@@ -28,7 +28,7 @@ class ShiftDerivatives(NamedTuple):
 def identity_shift_derivatives(M: Any, rho: Any, /) -> ShiftDerivatives:
     """Return the singular values of M + rho I and their first two derivatives by rho.
 
-    With u_i, v_i the singular vectors of M + rho I,
+    With u_i, v_i the singular vectors of M + rho I::
 
         s_i'  = u_i^T v_i, the cosine of the angle between them, in [-1, 1],
         s_i'' = sum_{j != i} (u_j^T v_i + v_j^T u_i)^2 / (2 (s_i - s_j))
