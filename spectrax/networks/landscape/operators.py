@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import core as jax_core
 
 from spectrax import checks, vectors
 from spectrax.networks.layer_finding import Network, network
@@ -112,6 +113,30 @@ def layer_problem(net: Any, params: PyTree, layer: str, x: PyTree, *, batched: b
     checks.choice("layer", layer, tuple(names))
     place = names.index(layer)
     return LayerProblem(function, arrays, point, batched, layer, place, sites[place])
+
+
+def weight_direction(name: str, direction: Any, problem: LayerProblem) -> jax.Array:
+    """Return a direction in the space of a layer's weights as an array.
+
+    Args:
+        name: What the argument is called.
+        direction: The direction.
+        problem: The layer.
+
+    Returns:
+        The direction, in the dtype of the weight.
+
+    Raises:
+        ValueError: If it has not the shape of the weight, or is not finite.
+    """
+    weight = problem.site.weight
+    direction = jnp.asarray(direction)
+    if direction.shape != weight.shape:
+        raise ValueError(f"{name} must have the shape of the weight, {weight.shape}, got {direction.shape}")
+    direction = direction.astype(weight.dtype)
+    if not isinstance(direction, jax_core.Tracer) and not bool(jnp.all(jnp.isfinite(direction))):
+        raise ValueError(f"{name} must be finite")
+    return direction
 
 
 def layer_operator(

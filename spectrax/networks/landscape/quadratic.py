@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import vectors
-from spectrax.networks.landscape.operators import layer_operator, layer_problem
+from spectrax.networks.landscape.operators import LayerProblem, layer_operator, layer_problem
 from spectrax.networks.local_linear import decisions
 from spectrax.programs.layers import trace
 from spectrax.programs.piecewise import Form, form_of
@@ -73,26 +73,11 @@ def local_quadratic(
         As `layer_operator`.
     """
     problem = layer_problem(net, params, layer, x, batched=batched)
-    sample = vectors.row(problem.point, 0) if batched else problem.point
+    check_quadratic("local_quadratic", problem)
     function, weight = problem.function(bias=False), problem.weights(bias=False)
-    forms = (
-        form_of(functools.partial(problem.network, problem.arrays), vectors.structure(sample)),
-        # what is stepwise in x may be anything in the weights behind it
-        form_of(lambda w: function(w, problem.arrays, problem.point), vectors.structure(weight)),
-    )
-    if max(forms) > Form.AFFINE or not trace(problem.network, problem.arrays, sample).followed:
-        raise ValueError(
-            "local_quadratic: the network is not piecewise affine, or decides something inside of a loop or branch "
-            "that cannot be looked into, so that its loss is no quadratic"
-        )
     Q = layer_operator(net, params, layer, x, batched=batched)
     output = function(weight, problem.arrays, problem.point)
-    y = jax.tree.map(jnp.asarray, y)
-    if jax.tree.map(jnp.shape, y) != jax.tree.map(jnp.shape, output):
-        raise ValueError(
-            f"y must have the structure and shape of the output, {jax.tree.map(jnp.shape, output)}, got "
-            f"{jax.tree.map(jnp.shape, y)}"
-        )
+    y = check_target(problem, y)
     residual = vectors.subtract(output, y)
     flat = vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], residual))[0]
     dense = Q.to_dense()
@@ -112,3 +97,62 @@ def local_quadratic(
     return LocalQuadratic(
         vectors.norm(residual) ** 2, vectors.scale(2.0, Q.rmatvec(residual)), weight + step, left, inside, residual
     )
+
+
+def is_quadratic(problem: LayerProblem) -> bool:
+    """Say whether the squared error is a quadratic in the layer's weights, piece by piece.
+
+    Args:
+        problem: The layer.
+
+    Returns:
+        Whether the network is piecewise affine, in its input and in the weights.
+    """
+    sample = vectors.row(problem.point, 0) if problem.batched else problem.point
+    function = problem.function(bias=False)
+    forms = (
+        form_of(functools.partial(problem.network, problem.arrays), vectors.structure(sample)),
+        # what is stepwise in x may be anything in the weights behind it
+        form_of(lambda w: function(w, problem.arrays, problem.point), vectors.structure(problem.site.weight)),
+    )
+    return max(forms) <= Form.AFFINE and trace(problem.network, problem.arrays, sample).followed
+
+
+def check_quadratic(what: str, problem: LayerProblem) -> None:
+    """Refuse a network whose squared error is not a quadratic in the layer's weights, piece by piece.
+
+    Args:
+        what: The name of the function that asks.
+        problem: The layer.
+
+    Raises:
+        ValueError: If the network is not piecewise affine, in its input or in the weights.
+    """
+    if not is_quadratic(problem):
+        raise ValueError(
+            f"{what}: the network is not piecewise affine, or decides something inside of a loop or branch that cannot "
+            "be looked into, so that its loss is no quadratic"
+        )
+
+
+def check_target(problem: LayerProblem, y: PyTree) -> PyTree:
+    """Return the target as arrays, or refuse one of another shape than the output's.
+
+    Args:
+        problem: The layer, with its sample or samples.
+        y: The target.
+
+    Returns:
+        y.
+
+    Raises:
+        ValueError: If y has not the structure and shape of the output.
+    """
+    output = jax.eval_shape(problem.function(bias=False), problem.site.weight, problem.arrays, problem.point)
+    y = jax.tree.map(jnp.asarray, y)
+    expected = jax.tree.map(lambda leaf: leaf.shape, output)
+    if jax.tree.map(jnp.shape, y) != expected:
+        raise ValueError(
+            f"y must have the structure and shape of the output, {expected}, got {jax.tree.map(jnp.shape, y)}"
+        )
+    return y
