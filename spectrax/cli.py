@@ -1,4 +1,4 @@
-"""The command line: `spectrax train`."""
+"""The command line: `spectrax train` and `spectrax landscape`."""
 
 import argparse
 import contextlib
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spectrax.training import TrainingConfig
 
 _INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
+_MODEL_OPTIONS = ("model", "data", "depth", "width", "activation", "normalization")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,13 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except KeyboardInterrupt:
         directory = getattr(arguments, "resume", None) or getattr(arguments, "out", TrainingConfig.out)
-        _say(f"Stopped at once. If the run got as far as a checkpoint: spectrax train --resume {directory}")
+        if arguments.command == "landscape":
+            _say("Stopped at once. The same command goes on after the last rho that was finished.")
+        else:
+            _say(f"Stopped at once. If the run got as far as a checkpoint: spectrax train --resume {directory}")
         return _INTERRUPTED
     except NonFiniteError as error:
         _say(f"spectrax train: stopped: {error}")
         return 1
     except BadInputError as error:
-        _say(f"spectrax train: error: {error}")
+        _say(f"spectrax {arguments.command}: error: {error}")
         return 2
 
 
@@ -89,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, command="train")
     defaults = {field.name: field.default for field in dataclasses.fields(configuration.TrainingConfig)}
 
     def add(group: Any, name: str, text: str, *, default: str | None = None, **options: Any) -> None:
@@ -154,13 +158,90 @@ def make_parser() -> argparse.ArgumentParser:
         help="continue the run in DIR, with its own configuration, to the numbers of an unbroken run",
     )
     group.add_argument("--quiet", action="store_true", help="report nothing but errors")
+    _add_landscape(commands)
     return parser
+
+
+def _add_landscape(commands: Any) -> None:
+    from spectrax.training import configuration, landscape
+
+    parser = commands.add_parser(
+        "landscape",
+        help="report on the loss landscape of a network, layer by layer",
+        description="Look at the squared error of a trained network, or of a model before training, in the weights of "
+        "each layer: condition numbers, kinks, slices; for the network's own rho and for others on the same weights. "
+        "A report that was interrupted goes on when the command is repeated.",
+        epilog="Exit codes: 0 finished; 2 bad input; 130 stopped by Ctrl-C.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_landscape, command="landscape")
+    defaults = {field.name: field.default for field in dataclasses.fields(landscape.LandscapeConfig)}
+    parser.add_argument("directory", nargs="?", metavar="RUN", help="a directory that spectrax train wrote")
+    parser.add_argument("--arm", choices=("penalty", "baseline"), help="which of its runs (default: the first)")
+    group = parser.add_argument_group("a model before training, instead of RUN")
+    group.add_argument("--model", choices=configuration.MODELS, help="the network")
+    group.add_argument("--data", metavar="NAME|PATH", help="as for spectrax train (default: mnist5k)")
+    for name, kind in (("depth", "blocks"), ("width", "channels of a layer")):
+        group.add_argument(f"--{name}", type=_positive, metavar="N", help=f"{kind} (default: the model's own)")
+    group.add_argument("--activation", choices=configuration.ACTIVATIONS, help="the activation (default: relu)")
+    group.add_argument("--normalization", choices=configuration.NORMALIZATIONS, help="as for spectrax train")
+    group = parser.add_argument_group("report")
+
+    def add(name: str, text: str, *, default: Any = None, **options: Any) -> None:
+        shown = default or defaults[name.replace("-", "_")]
+        group.add_argument(f"--{name}", help=f"{text} (default: {shown})", **options)
+
+    add("rho", "other fractions of the identity to look at; of a model before training the first is its own",
+        type=_real, nargs="+", metavar="X", default="0 and 1")  # fmt: skip
+    add("samples", "test samples", type=_positive, metavar="N")
+    add("layer", "the layer that the line and the slices go through", metavar="NAME", default="the second")
+    add("line-length", "length of the line, relative to the norm of the weight", type=_real, metavar="X")
+    add("extent", "how far the wide slice reaches, likewise", type=_real, metavar="X")
+    add("resolution", "points on each axis of a slice, odd", type=_positive, metavar="N")
+    add("seed", "seed of the line's direction, and of a model's weights", type=int, metavar="N")
+    add("out", "the directory to write; one that holds anything else is refused", metavar="DIR")
+    group.add_argument("--overwrite", action="store_true", help="replace another report that --out holds")
+    group.add_argument("--quiet", action="store_true", help="report nothing but errors")
+
+
+def _landscape(arguments: argparse.Namespace) -> int:
+    from spectrax.report import landscape_table
+    from spectrax.training import TrainingConfig, landscape, subject
+    from spectrax.training.progress import Progress
+
+    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
+    quiet, overwrite = given.pop("quiet", False), given.pop("overwrite", False)
+    own = {name: given.pop(name) for name in _MODEL_OPTIONS if name in given}
+    rhos = tuple(given.pop("rho")) if "rho" in given else None
+    with _input_checks():
+        run, arm = given.pop("directory", None), given.pop("arm", None)
+        if (run is None) == ("model" not in own):
+            raise ValueError("give either the directory of a run or --model")
+        if run is not None and own:
+            raise ValueError(f"a run has its own model and data: leave out --{', --'.join(own)}")
+        if run is None and arm is not None:
+            raise ValueError("--arm belongs to the directory of a run")
+        config = landscape.LandscapeConfig(**given, rhos=rhos)
+        if run is not None:
+            chosen = subject.from_run(run, arm=arm)
+        else:
+            first = {} if rhos is None else {"rho": rhos[0]}
+            chosen = subject.from_model(TrainingConfig(**own, **first, penalty="none", seed=config.seed))
+        found = landscape.prepare(chosen, config, overwrite=overwrite)
+    landscape.report(chosen, config, found, quiet=quiet)
+    if not quiet:
+        print()
+        Progress(quiet=False, total=0).show(landscape_table(found["rho"]))
+        print("\n".join(f"- {sentence}" for sentence in found["verdict"]))
+        print(f"Numbers: {Path(config.out) / 'report.json'}\nPlots: {Path(config.out) / 'plots'}")
+    return 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from spectrax.training import TrainingConfig, runs
 
-    given = {name: value for name, value in vars(arguments).items() if name != "run"}
+    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
     quiet = given.pop("quiet", False)
     overwrite = given.pop("overwrite", False)
     if "resume" in given:

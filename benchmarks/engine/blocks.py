@@ -35,14 +35,15 @@ def section(settings: Settings) -> Iterator[Row]:
 
             yield f"{name} float32, k={k}", row
 
-    for name in ("Gaussian",) if settings.quick else ("Gaussian", "geometric", "clustered", "repeated"):
-        for k in (8,) if settings.quick else (1, 5, 8, 12, 20):
-            for task in (as_auto, eigenvalues):
+    matrices = ("Gaussian", "geometric", "clustered", "repeated")
+    rows = [(as_auto, name, k) for name in matrices for k in (1, 5, 8, 12, 20)]
+    rows += [(eigenvalues, name, k) for name in matrices[:2] for k in (8, 20)]
+    for task, name, k in [rows[2], rows[-2]] if settings.quick else rows:
 
-                def whole(name: str = name, k: int = k, task: Any = task) -> dict[str, Any]:
-                    return task(cases.matrix(name, "float32", quick=settings.quick), k, settings)
+        def whole(task: Any = task, name: str = name, k: int = k) -> dict[str, Any]:
+            return task(cases.matrix(name, "float32", quick=settings.quick), k, settings)
 
-                yield f"{task.__name__.replace('_', ' ')}, {name} float32, k={k}", whole
+        yield f"{task.__name__.replace('_', ' ')}, {name} float32, k={k}", whole
 
 
 def measure(problem: cases.Problem, k: int, settings: Settings) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from spectrax.report.extras import require
+from spectrax.report.panels import INK, decorate, figure_legend, log_axis, make_panels, outer_labels_only, plain_ticks
 
 COLOURS: Mapping[str, str] = {"penalty": "#0072B2", "baseline": "#D55E00", "before": "#6B6B6B"}
 LABELS: Mapping[str, str] = {"penalty": "with the penalty", "baseline": "baseline", "before": "before training"}
 _SPARE = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK, _GRID = "#333333", "#E4E4E4"
 
 
 def learning_curves(records: Iterable[Mapping[str, Any]], /) -> Any:
@@ -53,10 +53,10 @@ def learning_curves(records: Iterable[Mapping[str, Any]], /) -> Any:
     epochs = {run: [r for r in records if r["run"] == run and r["event"] == "epoch"] for run in runs}
     penalised = [run for run in runs if any(r.get("penalty") is not None for r in steps[run])]
 
-    figure, panels = _panels(3 if penalised else 2, columns=3, width=4.6, height=3.7)
+    figure, panels = make_panels(3 if penalised else 2, columns=3, width=4.6, height=3.7)
     loss, accuracy = panels[:2]
-    _decorate(loss, "Loss", "step", "loss")
-    _decorate(accuracy, "Accuracy", "step", "accuracy")
+    decorate(loss, "Loss", "step", "loss")
+    decorate(accuracy, "Accuracy", "step", "accuracy")
     for run in runs:
         colour = _colour(run)
         x, y = _series(steps[run], "step", "loss")
@@ -71,16 +71,16 @@ def learning_curves(records: Iterable[Mapping[str, Any]], /) -> Any:
         )  # fmt: skip
         x, y = _series(epochs[run], "step", "test_accuracy")
         accuracy.plot(x, y, color=colour, linewidth=2, marker="o", markersize=3.5, label=f"{_label(run)}, test")
-    _log_axis(loss)
+    log_axis(loss)
     loss.text(
-        0.02, 0.02, "thin: each step's batch", transform=loss.transAxes, fontsize=8, color=_INK, ha="left", va="bottom"
+        0.02, 0.02, "thin: each step's batch", transform=loss.transAxes, fontsize=8, color=INK, ha="left", va="bottom"
     )
     _zoom_accuracy(accuracy)
     loss.legend(loc="upper right", frameon=False, fontsize=8.5)
     accuracy.legend(loc="lower right", frameon=False, fontsize=8.5)
     if penalised:
         panel = panels[2]
-        _decorate(panel, "Penalty, before its weight", "step", "penalty")
+        decorate(panel, "Penalty, before its weight", "step", "penalty")
         for run in penalised:
             panel.plot(*_series(steps[run], "step", "penalty"), color=_colour(run), linewidth=1.2, label=_label(run))
         panel.legend(loc="upper right", frameon=False, fontsize=8.5)
@@ -119,14 +119,14 @@ def condition_numbers(records: Iterable[Mapping[str, Any]], /) -> Any:
     if not layers:
         raise ValueError("records must hold at least one with the condition numbers of layers; got none")
 
-    figure, panels = _panels(len(layers), columns=min(4, len(layers)), width=3.4, height=2.7, sharey=True)
+    figure, panels = make_panels(len(layers), columns=min(4, len(layers)), width=3.4, height=2.7, sharey=True)
     finite = [
         *(float(layer["condition_number"]) for r in measured for layer in r["layers"].values()),
         *(float(value) for r in tracked for value in r["estimates"].values()),
     ]
     top = 2 * max((value for value in finite if math.isfinite(value)), default=1.0)
     for layer, panel in zip(layers, panels, strict=False):
-        _decorate(panel, layer, "step", "condition number")
+        decorate(panel, layer, "step", "condition number")
         for run in runs:
             colour = _colour(run)
             x, y = _series([r for r in tracked if r["run"] == run], "step", "estimates", layer)
@@ -142,16 +142,16 @@ def condition_numbers(records: Iterable[Mapping[str, Any]], /) -> Any:
             beyond = np.isinf(y)
             panel.plot(x[beyond], np.full(beyond.sum(), top), "^", color=colour, markersize=5, zorder=4)
         panel.set_yscale("log")
-    _outer_labels_only(panels, min(4, len(layers)))
+    outer_labels_only(panels, min(4, len(layers)))
     entries: list[Any] = [(_colour(run), "-", "o", None, f"{_label(run)}, true") for run in runs]
     entries += [
         (_darker(_colour(run)), (0, (3, 1.5)), "", None, f"{_label(run)}, tracked estimate") for run in _runs(tracked)
     ]
     if any(not _is_true(layer) for r in measured for layer in r["layers"].values()):
-        entries.append((_INK, "", "o", "white", "measured, but an estimate or a bound"))
+        entries.append((INK, "", "o", "white", "measured, but an estimate or a bound"))
     if any(math.isinf(value) for value in finite):
-        entries.append((_INK, "", "^", None, "infinite: singular to working precision"))
-    _figure_legend(figure, entries)
+        entries.append((INK, "", "^", None, "infinite: singular to working precision"))
+    figure_legend(figure, entries)
     return figure
 
 
@@ -180,15 +180,15 @@ def singular_values(
     if not before:
         raise ValueError("before must hold at least one layer; got none")
     columns = min(4, len(before))
-    figure, panels = _panels(len(before), columns=columns, width=3.4, height=2.7)
+    figure, panels = make_panels(len(before), columns=columns, width=3.4, height=2.7)
     for layer, panel in zip(before, panels, strict=False):
-        _decorate(panel, layer, "rank / number of values, both ends stretched", "singular value")
+        decorate(panel, layer, "rank / number of values, both ends stretched", "singular value")
         curves = {"before": before[layer], **{run: values.get(layer) for run, values in after.items()}}
         drawn = {name: _descending(values) for name, values in curves.items() if values is not None}
         if not drawn:
             panel.text(
                 0.5, 0.5, (notes or {}).get(layer, "not computed"), transform=panel.transAxes,
-                ha="center", va="center", fontsize=9, color=_INK, wrap=True,
+                ha="center", va="center", fontsize=9, color=INK, wrap=True,
             )  # fmt: skip
             panel.set(xticks=[], yticks=[], xlabel="", ylabel="")
             continue
@@ -201,11 +201,11 @@ def singular_values(
                 color=_colour(name), linewidth=1.8, linestyle=(0, (3, 1.5)) if name == "before" else "-",
             )  # fmt: skip
         _stretch_ends(panel, max(len(values) for values in drawn.values()))
-        _log_axis(panel)
-    _outer_labels_only(panels, columns, share_y=False)
+        log_axis(panel)
+    outer_labels_only(panels, columns, share_y=False)
     entries = [(_colour("before"), (0, (3, 1.5)), "", None, _label("before"))]
     entries += [(_colour(run), "-", "", None, f"after, {_label(run)}") for run in after]
-    _figure_legend(figure, entries)
+    figure_legend(figure, entries)
     return figure
 
 
@@ -232,10 +232,8 @@ def jacobian_condition_numbers(before: Any, after: Mapping[str, Any], /) -> Any:
     curves = {"before": np.asarray(before, float), **{run: np.asarray(values, float) for run, values in after.items()}}
     if not all(values.size for values in curves.values()):
         raise ValueError("before and after must hold at least one sample each")
-    figure, (panel,) = _panels(1, columns=1, width=6.8, height=4.4)
-    _decorate(
-        panel, "The network's Jacobian at each test sample", "condition number", "fraction of samples at or below"
-    )
+    figure, (panel,) = make_panels(1, columns=1, width=6.8, height=4.4)
+    decorate(panel, "The network's Jacobian at each test sample", "condition number", "fraction of samples at or below")
     for name, values in curves.items():
         finite = np.sort(values[np.isfinite(values)])
         # Singular Jacobians count in the denominator: the curve then ends below one.
@@ -251,9 +249,9 @@ def jacobian_condition_numbers(before: Any, after: Mapping[str, Any], /) -> Any:
     panel.set_xscale("log")
     shown = np.concatenate([values[np.isfinite(values)] for values in curves.values()])
     if shown.size:
-        _plain_ticks(panel.xaxis, shown.min(), shown.max())
+        plain_ticks(panel.xaxis, shown.min(), shown.max())
     panel.set_ylim(0, 1.02)
-    panel.axhline(0.5, color=_INK, linewidth=0.6, alpha=0.5)
+    panel.axhline(0.5, color=INK, linewidth=0.6, alpha=0.5)
     panel.legend(loc="upper left", bbox_to_anchor=(0, -0.16), frameon=False, fontsize=9.5, borderaxespad=0)
     return figure
 
@@ -277,7 +275,7 @@ def save_figure(figure: Any, path: str | Path, /) -> list[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    files = [path.with_name(f"{path.name}.{ending}") for ending in ("png", "svg")]  # a dot may be in the name
     figure.savefig(files[0], dpi=160, facecolor="white")
     figure.savefig(files[1], facecolor="white", metadata={"Date": None})
     return files
@@ -325,48 +323,6 @@ def _descending(values: Any) -> np.ndarray:
     return np.sort(np.asarray(values, float))[::-1]
 
 
-def _panels(count: int, *, columns: int, width: float, height: float, sharey: bool = False) -> tuple[Any, list[Any]]:
-    matplotlib_figure = require("matplotlib.figure", "drawing plots")
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    figure = matplotlib_figure.Figure(figsize=(width * columns, height * rows + 0.3), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-    panels = list(grid.flat)
-    for panel in panels[count:]:
-        panel.remove()
-    return figure, panels[:count]
-
-
-def _decorate(panel: Any, title: str, x: str, y: str) -> None:
-    panel.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
-    panel.set_xlabel(x, fontsize=9.5, color=_INK)
-    panel.set_ylabel(y, fontsize=9.5, color=_INK)
-    panel.grid(True, color=_GRID, linewidth=0.7)
-    panel.set_axisbelow(True)
-    panel.tick_params(labelsize=8.5, colors=_INK, length=0)
-    for side in ("top", "right", "left", "bottom"):
-        panel.spines[side].set_visible(side == "bottom")
-        panel.spines[side].set_color("#AAAAAA")
-
-
-def _log_axis(panel: Any) -> None:
-    """Make the y axis logarithmic, where there is something positive to show."""
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in panel.lines])
-    values = values[np.isfinite(values) & (values > 0)]
-    if values.size:
-        panel.set_yscale("log")
-        _plain_ticks(panel.yaxis, values.min(), values.max())
-
-
-def _plain_ticks(axis: Any, low: float, high: float) -> None:
-    """Label a logarithmic axis that spans less than two decades with plain numbers; powers of ten would be too few."""
-    ticker = require("matplotlib.ticker", "drawing plots")
-    if high < 100 * low:
-        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)) if high > 5 * low else ticker.MaxNLocator(5))
-        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(ticker.NullFormatter())
-
-
 def _stretch_ends(panel: Any, count: int) -> None:
     """Give the few largest and smallest values room: they make the condition number."""
     ticker = require("matplotlib.ticker", "drawing plots")
@@ -385,25 +341,3 @@ def _zoom_accuracy(panel: Any) -> None:
         # The last epochs are what is compared: an untrained network's accuracy must not flatten them.
         low = float(np.quantile(values, 0.15))
         panel.set_ylim(max(0.0, low - 0.6 * (1.0 - low)), 1.0 + 0.02 * (1.0 - low))
-
-
-def _outer_labels_only(panels: Sequence[Any], columns: int, *, share_y: bool = True) -> None:
-    for index, panel in enumerate(panels):
-        if index % columns:
-            panel.set_ylabel("")
-            if share_y:
-                panel.tick_params(labelleft=False)
-        if index + columns < len(panels):
-            panel.set_xlabel("")
-
-
-def _figure_legend(figure: Any, entries: Sequence[tuple[str, Any, str, str | None, str]]) -> None:
-    lines = require("matplotlib.lines", "drawing plots")
-    handles = [
-        lines.Line2D(
-            [], [], color=colour, linestyle=style, marker=marker, markerfacecolor=face or colour, linewidth=1.8,
-            markersize=5, label=label,
-        )
-        for colour, style, marker, face, label in entries
-    ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower left", ncols=min(3, len(handles)), frameon=False, fontsize=9)

@@ -78,6 +78,37 @@ def layer_table(
     return table
 
 
+def landscape_table(by_rho: Mapping[str, Mapping[str, Any]], /) -> Any:
+    """Lay out the condition number and the rank of each layer's matrix Q, for all samples together, rho by rho.
+
+    Args:
+        by_rho: For each rho `{"layers": {name: {"batch_condition_number", "batch_rank", "batch_full_rank"}}}`.
+
+    Returns:
+        A `rich.table.Table` with a row a layer.
+
+    Example:
+        >>> layer = {"batch_condition_number": 12.0, "batch_rank": 3, "batch_full_rank": 4}
+        >>> landscape_table({"1.0": {"layers": {"dense_0": layer}}}).row_count
+        1
+    """
+    table = _table("Condition number of Q, and its rank")
+    table.add_column("layer", overflow="fold")
+    for rho in by_rho:
+        table.add_column(f"rho = {rho}", justify="right")
+    for name in next(iter(by_rho.values()))["layers"]:
+        found = [measured["layers"][name] for measured in by_rho.values()]
+        table.add_row(
+            name,
+            *(
+                f"{format_number(float(layer['batch_condition_number']))} ({layer['batch_rank']}/"
+                f"{layer['batch_full_rank']})"
+                for layer in found
+            ),
+        )
+    return table
+
+
 def timing_table(timings: Mapping[str, float], /) -> Any:
     """Lay out where the time went.
 

@@ -175,3 +175,11 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"drawing plots needs the package matplotlib.*jax-spectrax\[demo\]"):
         plots.learning_curves([epoch("baseline", 0)])
+
+
+def test_a_dot_in_a_name_stays(tmp_path):
+    for name in ("rho_0.25", "rho_0.5"):
+        report.save_figure(Figure(), tmp_path / name)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "rho_0.25.png", "rho_0.25.svg", "rho_0.5.png", "rho_0.5.svg"
+    }  # fmt: skip
