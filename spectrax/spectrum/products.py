@@ -84,7 +84,7 @@ def product_log_singular_values(factors: Any, /) -> ProductSingularValues:
     Args:
         factors: Matrices A_1, ..., A_p in the order of their application: a sequence of arrays of shapes (n_1, n_0) to
             (n_p, n_(p-1)), or an array of shape (p, n, n). All of one floating-point or complex dtype; 16-bit factors
-            are worked on in 32 bits.
+            are worked on in 32 bits. Subnormal entries count as zeros, as XLA flushes them.
 
     Returns:
         A `ProductSingularValues`: `log_values`, `error`, `rank` and `status`. Everything is NaN where a factor is not
@@ -190,20 +190,19 @@ def _chain(factors: Any) -> Chain:
         checks.inexact("the factors", factors.dtype)
         stack = jnp.asarray(factors)
         return (stack.astype(vectors.working_dtype(stack.dtype)),)
-    matrices = list(factors)
-    if not matrices:
+    arrays = [jnp.asarray(factor) for factor in factors]
+    if not arrays:
         raise ValueError("a product needs one factor or more, got none")
-    for number, matrix in enumerate(matrices):
-        if jnp.ndim(matrix) != 2 or 0 in jnp.shape(matrix):
-            raise ValueError(f"factor {number} must be a matrix with entries, got shape {jnp.shape(matrix)}")
-        checks.inexact(f"factor {number}", jnp.result_type(matrix))
-    for number, (before, after) in enumerate(itertools.pairwise(matrices)):
-        if jnp.shape(after)[1] != jnp.shape(before)[0]:
+    for number, array in enumerate(arrays):
+        if array.ndim != 2 or 0 in array.shape:
+            raise ValueError(f"factor {number} must be a matrix with entries, got shape {array.shape}")
+        checks.inexact(f"factor {number}", array.dtype)
+    for number, (before, after) in enumerate(itertools.pairwise(arrays)):
+        if after.shape[1] != before.shape[0]:
             raise ValueError(
-                f"factor {number + 1} of shape {jnp.shape(after)} cannot follow factor {number} of shape "
-                f"{jnp.shape(before)}: it must have {jnp.shape(before)[0]} columns"
+                f"factor {number + 1} of shape {after.shape} cannot follow factor {number} of shape {before.shape}: "
+                f"it must have {before.shape[0]} columns"
             )
-    arrays = [jnp.asarray(matrix) for matrix in matrices]
     dtypes = sorted({array.dtype.name for array in arrays})
     if len(dtypes) > 1:
         raise TypeError(f"factors must have one dtype, got {', '.join(dtypes)}")

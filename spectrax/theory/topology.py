@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from spectrax import checks
 from spectrax.spectrum import singular_values
+from spectrax.spectrum.functions import power_of_two
 
 
 def nn_density(*, width: int, depth: int, max_skip_channels: int) -> float:
@@ -40,7 +41,8 @@ def nn_density(*, width: int, depth: int, max_skip_channels: int) -> float:
         networks with DenseNet-type skip connections? (arXiv 1910.00780), section 3.
     """
     _cell(width, depth, max_skip_channels)
-    links = sum(min(width * i, max_skip_channels) for i in range(1, depth - 1))
+    width, depth = int(width), int(depth)  # NumPy's integers would overflow
+    links = sum(min(width * i, int(max_skip_channels)) for i in range(1, depth - 1))
     return links / (width * (depth - 1) * (depth - 2) // 2)
 
 
@@ -110,7 +112,7 @@ def nn_degree(*, width: int | Sequence[int], depth: int | Sequence[int], num_ski
         checks.positive_integer("width", w)
         checks.positive_integer("depth", d)
         _count("num_skip_links", links)
-        total.append(w + links / (w * d))
+        total.append(w + int(links) / (int(w) * int(d)))  # NumPy's integers would overflow
     return math.fsum(total)
 
 
@@ -217,11 +219,17 @@ def layerwise_dynamical_isometry(operators: Mapping[str, Any], /, **options: Any
     dtype = max((s.dtype for s in values.values()), key=lambda dtype: dtype.itemsize)  # promotion may be strict
     together = jnp.concatenate([s.astype(dtype) for s in values.values()])
     layers = {name: _isometry(s) for name, s in values.items()}
-    std = jnp.std(together, ddof=1) if together.size > 1 else jnp.zeros((), dtype)
-    return IsometryReport(layers, jnp.mean(together), std)
+    return IsometryReport(layers, *_mean_and_std(together, ddof=1))
 
 
 def _isometry(s: jax.Array) -> LayerIsometry:
     safe = jnp.where(s[-1] == 0, 1, s[-1])
     number = jnp.where(s[-1] == 0, jnp.inf, s[0] / safe)
-    return LayerIsometry(jnp.mean(s), jnp.std(s), s[0], s[-1], number)
+    return LayerIsometry(*_mean_and_std(s, ddof=0), s[0], s[-1], number)
+
+
+def _mean_and_std(s: jax.Array, *, ddof: int) -> tuple[jax.Array, jax.Array]:
+    """Return the mean and the standard deviation, whose squares neither overflow nor vanish; 0 for a single value."""
+    unit = power_of_two(s)
+    std = jnp.std(s / unit, ddof=ddof) if s.size > 1 else jnp.where(jnp.isnan(s[0]), jnp.nan, 0).astype(s.dtype)
+    return jnp.mean(s / unit) * unit, std * unit

@@ -308,6 +308,11 @@ def test_compile_time_does_not_grow_with_depth():
     assert sizes[1] <= 1.02 * sizes[0]
 
 
+def test_lists_of_numbers():
+    result = product_log_singular_values([[[2.0, 0.0], [0.0, 1.0]], [[3.0, 0.0]]])
+    assert_allclose(result.log_values, [np.log(6)], rtol=1e-6)
+
+
 def test_16_bits():
     factors = np.random.default_rng(12).normal(size=(4, 3, 3))
     result = product_log_singular_values(jnp.asarray(factors, "bfloat16"))

@@ -206,7 +206,17 @@ def test_single_precision_and_bad_numbers():
             assert np.all(row.holds), row.name
 
 
+def test_a_product_that_leaves_the_range_is_not_judged():
+    rows = perturbation.densenet_bounds([jnp.full((2, 3), 1e30), jnp.full((2, 5), 1e30)], 0.0)
+    assert [bool(row.applies) for row in rows] == [True, False, True, False]
+    assert not np.isnan(rows[-1].lower).any()
+
+
 def test_arguments():
+    with pytest.raises(TypeError, match="spatial_shape must be a sequence of sizes, got 4"):
+        perturbation.circular_skip_singular_values(jnp.ones((3, 1, 1)), 4, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"kernel must have one entry at least, got shape \(0, 1, 1\)"):
+        perturbation.circular_skip_singular_values(jnp.ones((0, 1, 1)), (4,), 1.0)
     with pytest.raises(ValueError, match="layers must hold at least one"):
         perturbation.densenet_bounds([], 1.0)
     with pytest.raises(ValueError, match=r"must have 5 columns, got shape \(1, 4\)"):

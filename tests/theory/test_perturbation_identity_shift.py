@@ -217,6 +217,24 @@ def test_what_is_not_finite_applies_nowhere():
     assert np.isnan(perturbation.critical_rho(jnp.full((2, 2), jnp.nan)))
 
 
+def test_squares_that_leave_the_range_are_not_judged():
+    """The sum of squares of -M + rho I with M = rho I is zero in the common unit, and 0 inf in the squared one."""
+    rows = {row.name: row for row in perturbation.identity_shift_bounds(-1e30 * jnp.eye(2), 1e30)}
+    assert not bool(rows["A11"].applies)
+    assert not np.isnan([rows["A11"].lower, rows["A11"].upper]).any()
+    assert bool(rows["A1"].applies)
+    assert bool(rows["A1"].holds.all())
+
+
+def test_results_that_are_flushed_to_zero_hold():
+    """Values below the smallest normal number are lost; what is computed of them counts as round-off."""
+    rng = np.random.default_rng(0)
+    M = (1e-36 * rng.normal(size=(64, 3, 3)) * rng.choice([1, 1e-2], (64, 1, 1))).astype(np.float32)
+    rho = (1e-37 * rng.normal(size=64)).astype(np.float32)
+    for row in jax.jit(jax.vmap(perturbation.identity_shift_bounds))(M, rho):
+        assert bool(jnp.all(row.holds)), row.name
+
+
 def test_holds_is_false_outside_and_slack_negative():
     """The record itself must be able to say no."""
     row = perturbation.identity_shift_bounds(jnp.diag(jnp.array([2.0, 1.0])), 0.5)[0]
@@ -279,3 +297,4 @@ def test_arguments():
         with pytest.raises(TypeError, match="rho must be a real number"):
             perturbation.identity_shift_bounds(jnp.eye(2), rho)
     assert perturbation.identity_shift_bounds(jnp.eye(2), 1)[0].upper.tolist() == [2.0, 2.0]
+    assert perturbation.identity_shift_bounds(jnp.eye(2), 2**31)[0].upper.tolist() == [2.0**31, 2.0**31]

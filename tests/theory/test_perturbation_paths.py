@@ -31,6 +31,35 @@ def test_derivatives_against_central_differences(n, x64):
     assert checked >= 20
 
 
+def test_the_mean_of_the_derivatives_over_independent_singular_vectors(x64):
+    """For Haar-distributed U and V the gain is of second order: s_i' is 0 on average, large values bend up."""
+    rng, s, n, count = np.random.default_rng(0), np.array([3.0, 2.0, 0.8]), 3, 12_000
+    gaussians = np.linalg.qr(rng.normal(size=(2, count, n, n)))
+    U, V = gaussians.Q * np.sign(np.diagonal(gaussians.R, axis1=-2, axis2=-1))[..., None, :]
+    matrices = (U * s) @ V.transpose(0, 2, 1)
+    found = jax.jit(lambda M: jax.lax.map(lambda A: perturbation.identity_shift_derivatives(A, 0.0), M))(matrices)
+    gaps = s[:, None] ** 2 - s**2 + np.diag(np.full(n, np.inf))
+    bends = np.sum(2 * s[:, None] / gaps, axis=1) / n
+    assert bends[0] > 0 > bends[-1]
+    for samples, mean in ((found.first, np.zeros(n)), (found.second, bends)):
+        error = np.std(samples, axis=0) / np.sqrt(count)
+        assert np.all(np.abs(np.mean(samples, axis=0) - mean) <= 4 * error)
+        assert np.all(error <= 0.02 * (1 + np.abs(mean)))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e15])
+def test_repeated_values_that_mix_at_second_order_have_no_second_derivative(scale, x64):
+    """Equal values with equal slopes, told apart by their second derivatives alone, in any unit."""
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    K = np.block([[np.zeros((2, 2)), turn], [np.eye(2), np.zeros((2, 2))]])
+    found = perturbation.identity_shift_derivatives(scale * np.diag([2.0, 2.0, 1.0, 0.5]) @ K.T, 0.0)
+    assert_allclose(found.first, np.zeros(4), atol=1e-13)
+    assert np.isnan(found.second[:2]).all()
+    coupled = [np.sum((K[j] + K[:, j])[:2] ** 2 / (2 * (s - 2)) + (K[j] - K[:, j])[:2] ** 2 / (2 * (s + 2)))
+               for j, s in ((2, 1.0), (3, 0.5))]  # fmt: skip
+    assert_allclose(found.second[2:] * scale, coupled, rtol=1e-10)
+
+
 def test_derivatives_where_they_are_not_defined(x64):
     nan = np.isnan
     both = perturbation.identity_shift_derivatives(jnp.diag(jnp.array([1.0, -1.0])), 0.0)  # |1 + rho|, |rho - 1|
@@ -149,6 +178,17 @@ def test_repeated_and_zero_values_along_the_way(M, x64):
         assert_allclose(path.ordered[index], expected, atol=1e-7)
     # smooth: these branches are convex or straight, never bent down
     assert np.diff(path.branches, 2, axis=0).min() > -1e-7
+
+
+def test_a_branch_has_its_derivatives_while_it_passes_through_zero(x64):
+    """M + I is singular; the branch and its mirror image meet there with opposite slopes."""
+    h = 1e-3
+    path = perturbation.singular_value_path(np.array([[2.0, 1.0], [0.0, -1.0]]), np.array([1 - h, 1.0, 1 + h]))
+    below, at, above = path.branches
+    assert_allclose(np.abs(at).min(), 0, atol=1e-14)
+    assert_allclose(path.first[1], (above - below) / (2 * h), atol=1e-5)
+    assert_allclose(path.second[1], (above - 2 * at + below) / h**2, atol=1e-5)
+    assert np.abs(path.second[1]).min() > 0.01
 
 
 def test_zero_plus_rho_is_a_straight_line_through_zero(x64):

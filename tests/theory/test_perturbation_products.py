@@ -113,11 +113,27 @@ def test_single_precision():
         assert bool(jnp.all(row.holds)), row.name
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_products_that_leave_the_range_of_single_precision(scale):
+    """Condition numbers and slopes don't depend on the unit."""
+    rotations = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 4, 4)))[0]
+    factors, rho = np.float32(scale) * (0.2 * rotations).astype(np.float32), 1.5 * scale
+    rows = {row.name: row for row in perturbation.product_bounds(factors, rho)}
+    assert_allclose(rows["A10"].actual, kappa(multiply(factors.astype(np.float64), rho)), rtol=1e-4)
+    assert bool(rows["A10"].applies)
+    assert_allclose(rows["A10"].upper, (1.7 / 1.3) ** 3, rtol=1e-4)
+    for row in rows.values():
+        assert not np.isnan(row.lower).any()
+    two = perturbation.product_derivatives(scale * jnp.array([[[1.0, 0.0], [0.0, 0.0]]] * 2), 0.5 * scale)
+    assert_allclose(two.first, np.array([3.0, 1.0]) * scale, rtol=1e-5)
+
+
 def test_arguments():
-    with pytest.raises(ValueError, match="factors must hold at least one matrix"):
-        perturbation.product_bounds([], 1.0)
-    with pytest.raises(ValueError, match="factors must have one shape"):
-        perturbation.product_bounds([jnp.eye(2), jnp.eye(3)], 1.0)
+    for function in (perturbation.product_bounds, perturbation.product_derivatives):
+        with pytest.raises(ValueError, match="factors must hold at least one matrix"):
+            function([], 1.0)
+        with pytest.raises(ValueError, match="factors must have one shape"):
+            function([jnp.eye(2), jnp.eye(3)], 1.0)
     with pytest.raises(TypeError, match="each factor must have a real floating-point dtype"):
         perturbation.product_bounds([jnp.eye(2, dtype=jnp.int32)], 1.0)
     with pytest.raises(ValueError, match=r"slopes must have shape \(2,\), got \(3,\)"):

@@ -272,4 +272,6 @@ def test_arguments():
         perturbation.skip_slope_bounds(jnp.eye(2, dtype=jnp.complex64), jnp.ones(2), 1.0)
     with pytest.raises(ValueError, match="W must be square"):
         perturbation.slope_change_bounds(jnp.ones((2, 3)), jnp.ones(2), jnp.ones(2), 1.0)
+    with pytest.raises(TypeError, match="rho must be a real number, got False"):
+        perturbation.slope_change_bounds(jnp.eye(2), jnp.ones(2), jnp.ones(2), False)
     assert perturbation.slope_change_bounds(jnp.ones((2, 3)), jnp.ones(2), jnp.ones(2))[0].applies

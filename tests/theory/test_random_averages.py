@@ -48,6 +48,10 @@ def test_the_mean_over_all_patterns(name, x64):
         assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
         floor = float(expected_gram_floor(A, slopes=SLOPES[name]))
         assert floor <= np.linalg.eigvalsh(expected)[0] + 1e-12
+        values, share = (np.array(part) for part in SLOPES[name])
+        mean, square = share @ values, share @ values**2
+        by_hand = mean**2 * np.linalg.eigvalsh(A)[0] + (square - mean**2) * np.diag(A).min()
+        assert_allclose(floor, by_hand, rtol=1e-12, atol=1e-13)
         if name == "abs":
             assert_allclose(found, np.diag(np.diag(A)), rtol=1e-14)
             assert_allclose(floor, np.diag(A).min(), rtol=1e-14)
@@ -92,6 +96,8 @@ def test_gradients_of_the_mean(x64):
 def test_matrices_that_are_none():
     with pytest.raises(ValueError, match="square"):
         expected_pattern_gram(jnp.ones((2, 3)), slopes="relu")
+    with pytest.raises(ValueError, match=r"at least one entry, got shape \(0, 0\)"):
+        expected_gram_floor(jnp.ones((0, 0)), slopes="relu")
     with pytest.raises(TypeError, match="floating-point"):
         expected_dropout_gram(jnp.ones((2, 2), int), rate=0.5)
 
@@ -154,6 +160,10 @@ def test_the_sampler_under_transforms():
         ({"entries": "cauchy"}, ValueError, "entries must be one of"),
         ({"slopes": [1.0, 0.0]}, ValueError, r"must have shape \(4,\)"),
         ({"dtype": "int32"}, TypeError, "real floating-point"),
+        ({"c": jnp.ones(4)}, ValueError, r"c must be a scalar, got shape \(4,\)"),
+        ({"rho": jnp.ones((4, 4))}, ValueError, r"rho must be a scalar, got shape \(4, 4\)"),
+        ({"c": 1j}, TypeError, "c must be a real number"),
+        ({"slopes": np.full(4, 1j)}, TypeError, "slopes must be real numbers, got dtype complex128"),
     ],
 )
 def test_what_is_wrong_is_said(options, error, match):

@@ -5,6 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
+import scipy.linalg
 from numpy.testing import assert_allclose
 
 from spectrax.theory.random_matrices import (
@@ -153,6 +154,29 @@ def test_the_law_of_edelman():
     assert_allclose(expected_log_condition_number(1), 1.537, atol=5e-4)
 
 
+def test_the_law_of_edelman_at_width_100():
+    """Householder reflections make a Gaussian matrix bidiagonal: chi_n, ..., chi_1 beside chi_(n-1), ..., chi_1."""
+    rng, n, count = np.random.default_rng(0), 100, 3000
+    freedom = np.ravel(np.stack([np.arange(n, 0, -1), np.arange(n - 1, -1, -1)], axis=1))[:-1]
+    kappas = []
+    for entries in np.sqrt(rng.chisquare(freedom, (count, 2 * n - 1))):
+        # eigenvalues of [[0, B], [B^T, 0]], with its rows in another order: the s_i and the -s_i
+        low, high = (
+            scipy.linalg.eigh_tridiagonal(np.zeros(2 * n), entries, eigvals_only=True, select="i", select_range=(k, k))[
+                0
+            ]
+            for k in (n, 2 * n - 1)
+        )
+        kappas.append(high / low)
+    scaled = np.array(kappas) / n
+    for x, seen in zip((1, 2, 4, 8, 20), (0.018, 0.222, 0.537, 0.761, 0.902), strict=True):
+        share, p = np.mean(scaled < x), gaussian_condition_number_cdf(x)
+        error = math.sqrt(p * (1 - p) / count)
+        assert abs(share - p) < 4 * error + 0.003
+        assert abs(share - seen) < 6 * error + 0.003  # these have an error of their own
+    assert abs(np.log(scaled * n).mean() - expected_log_condition_number(n)) < 0.1
+
+
 def test_edelmans_constant_is_the_mean_of_the_law():
     x = np.exp(np.linspace(-6, 60, 400_001))
     F = np.exp(-2 / x - 2 / x**2)
@@ -223,6 +247,16 @@ def test_what_the_margin_adds():
     everywhere = pattern_free_bounds(0.1, largest_slope=2.0, n=100, t=2.0)
     assert_allclose(everywhere[:2], (1.44, 0.56), rtol=1e-14)
     assert_allclose(everywhere.probability, 1 - math.exp(-2), rtol=1e-14)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_squares_leave_the_range_of_double_precision(scale):
+    """Only c / rho and c times the slopes count."""
+    plain = skip_layer_bounds(0.1, rho=1.0, slopes=[2.0, 0.5], n=100, t=2.0)
+    scaled = skip_layer_bounds(0.1 * scale, rho=scale, slopes=[2.0, 0.5], n=100, t=2.0)
+    assert_allclose(np.array(scaled[:2]) / scale, plain[:2], rtol=1e-13)
+    steep = skip_layer_bounds(0.1 / scale, rho=1.0, slopes=[2 * scale, 0.5 * scale], n=100, t=2.0)
+    assert_allclose(steep[:2], plain[:2], rtol=1e-13)
 
 
 def test_bounds_without_content_say_so():

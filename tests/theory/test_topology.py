@@ -69,6 +69,22 @@ def test_what_is_wrong_is_said(function, error, match):
         function()
 
 
+def test_narrow_integers_do_not_overflow():
+    small = {"width": np.uint8(200), "depth": np.uint8(20)}
+    large = {"width": 200, "depth": 20}
+    found = nn_density(**small, max_skip_channels=np.uint8(250))  # type: ignore[arg-type]
+    assert found == nn_density(**large, max_skip_channels=250)
+    assert nn_degree(**small, num_skip_links=np.uint8(250)) == nn_degree(**large, num_skip_links=250)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_squares_leave_the_range_of_single_precision(scale):
+    s = np.array([1.0, 2.0, 4.0])
+    report = layerwise_dynamical_isometry({"a": jnp.float32(scale) * jnp.diag(jnp.array(s, jnp.float32))})
+    assert_allclose(report.layers["a"][:2], scale * np.array([s.mean(), s.std()]), rtol=1e-6)
+    assert_allclose((report.mean, report.std), scale * np.array([s.mean(), s.std(ddof=1)]), rtol=1e-6)
+
+
 def check(report, matrices, rtol):
     values = {name: np.linalg.svd(np.asarray(A, np.float64), compute_uv=False) for name, A in matrices.items()}
     assert list(report.layers) == list(matrices)
@@ -116,6 +132,8 @@ def test_an_isometry_and_its_opposite(x64):
     assert_allclose(report.mean, 7 / 9, rtol=1e-14)
     single = layerwise_dynamical_isometry({"row": jnp.full((1, 4), 0.5)})
     assert_allclose((single.mean, single.std), (1, 0))
+    flat = jax.grad(lambda a: layerwise_dynamical_isometry({"a": a}).layers["a"].std)(jnp.full((1, 4), 0.5))
+    assert (flat == 0).all()
 
 
 def test_dtypes_transforms_and_gradients():

@@ -13,6 +13,7 @@ from spectrax.theory.perturbation.shifted import plus_identity
 from spectrax.theory.perturbation.skip_slopes import skip_slope_bounds
 from spectrax.theory.perturbation.values import (
     common_unit,
+    condition_number,
     norm,
     product,
     ratio,
@@ -97,16 +98,17 @@ def _densenet_bounds(matrices, rho) -> list[Bound]:
         lower=values, upper=values, actual=s, unit=unit,
         round_off=error + root_rounding(size**2 + a**2, 4 * (a[0] + size) * error),
     )  # fmt: skip
-    kappa, kappa_error = ratio(s[0], s[-1]), ratio_rounding(s[0], s[-1], error)
+    kappa, kappa_error = condition_number(s, error)
     flat = bound(
         "DenseNet kappa", "condition number", "rho != 0: kappa(J) <= sqrt(1 + (norm(A) / rho)^2)",
         applies=size > 0, upper=ratio(values[0], size), actual=kappa,
         round_off=kappa_error + ratio_rounding(values[0], size, error),
     )  # fmt: skip
     # (rho^2 + s_1^2) / (rho^2 + s_n^2) <= s_1^2 / s_n^2
+    without, without_error = condition_number(a, error)
     no_worse = bound(
         "DenseNet no worse", "condition number", "kappa(J) <= kappa(A)",
-        upper=ratio(a[0], a[-1]), actual=kappa, round_off=kappa_error + ratio_rounding(a[0], a[-1], error),
+        upper=without, actual=kappa, round_off=kappa_error + without_error,
     )  # fmt: skip
 
     total = jnp.eye(n, dtype=first.dtype)
@@ -171,11 +173,11 @@ def _gated_bounds(matrix, gates) -> list[Bound]:
     return [_weyl("gated", "constant gates: |s_i - g_(i)| <= norm((I - G) A)", jnp.diag(gates), skip, branch)]
 
 
-def _weyl(name, statement, skip, skip_values, branch, reach=None) -> Bound:
-    """Return Weyl's inequality for skip + branch, with `reach` at least the norm of the branch."""
+def _weyl(name, statement, skip, skip_values, branch) -> Bound:
+    """Return Weyl's inequality for skip + branch."""
     unit = common_unit(skip, branch)
     skip, skip_values, branch = skip / unit, skip_values / unit, branch / unit
-    reach = norm(branch) if reach is None else reach / unit
+    reach = norm(branch)
     return bound(
         name, "singular values", statement,
         lower=skip_values - reach, upper=skip_values + reach, actual=singular_values(skip + branch),

@@ -114,15 +114,14 @@ def bound(
         The record.
     """
     least = LEAST.get(quantity, -jnp.inf)
-    shape, dtype = actual.shape, actual.dtype
-    trivial_lower, trivial_upper = jnp.full(shape, least, dtype), jnp.full(shape, jnp.inf, dtype)
-    lower = trivial_lower if lower is None else jnp.broadcast_to(lower, shape)
-    upper = trivial_upper if upper is None else jnp.broadcast_to(upper, shape)
+    shape, unit = actual.shape, jnp.ones((), actual.dtype) if unit is None else unit
+    flushed = 2 * float(jnp.finfo(actual.dtype).tiny)  # what is lost where results are too small for the dtype
+    actual, round_off = actual * unit, jnp.broadcast_to(jax.lax.stop_gradient(round_off), shape) * unit + flushed
+    lower = jnp.full(shape, least, actual.dtype) if lower is None else jnp.broadcast_to(lower, shape) * unit
+    upper = jnp.full(shape, jnp.inf, actual.dtype) if upper is None else jnp.broadcast_to(upper, shape) * unit
+    # 0 * inf as well, where the unit's power leaves the range of the dtype
     numbers = [jnp.all(~jnp.isnan(x)) for x in (actual, lower, upper)]
     applies = jnp.all(jnp.stack([jnp.asarray(applies), *numbers]))
     lower = jnp.where(applies, jnp.maximum(lower, least), least)
     upper = jnp.where(applies, upper, jnp.inf)
-    round_off = jnp.broadcast_to(jax.lax.stop_gradient(round_off), shape)
-    if unit is not None:
-        actual, lower, upper, round_off = actual * unit, lower * unit, upper * unit, round_off * unit
     return Bound(name, quantity, statement, applies, lower, upper, actual, round_off)

@@ -118,6 +118,10 @@ def _checked(kernel: Any, spatial_shape: Sequence[int]) -> tuple[jax.Array, tupl
         raise TypeError(f"kernel must have a real floating-point dtype, got {kernel.dtype.name}")
     if kernel.ndim not in (3, 4, 5) or kernel.shape[-1] != kernel.shape[-2]:
         raise ValueError(f"kernel must have shape (spatial..., c, c) with 1 to 3 spatial axes, got {kernel.shape}")
+    if kernel.size == 0:
+        raise ValueError(f"kernel must have one entry at least, got shape {kernel.shape}")
+    if not isinstance(spatial_shape, Sequence):
+        raise TypeError(f"spatial_shape must be a sequence of sizes, got {spatial_shape!r}")
     spatial_shape = tuple(spatial_shape)
     if len(spatial_shape) != kernel.ndim - 2:
         raise ValueError(f"spatial_shape must have {kernel.ndim - 2} entries, got {spatial_shape}")

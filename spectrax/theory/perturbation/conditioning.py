@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from spectrax.theory.perturbation.bounds import Bound, bound
 from spectrax.theory.perturbation.shifted import ShiftedMatrix
-from spectrax.theory.perturbation.values import product, ratio, ratio_rounding, root, root_rounding
+from spectrax.theory.perturbation.values import condition_number, product, ratio, ratio_rounding, root, root_rounding
 
 
 def condition_number_bounds(shift: ShiftedMatrix, /) -> list[Bound]:
@@ -18,7 +18,8 @@ def condition_number_bounds(shift: ShiftedMatrix, /) -> list[Bound]:
         Four bounds on the condition number.
     """
     s, h, rho = shift.s, shift.h, shift.rho
-    actual, error = shift.shifted_condition_number, shift.shifted_condition_number_error
+    actual, error = condition_number(shift.shifted, shift.error)
+    start, start_error = condition_number(s, shift.error)
     quantity = "condition number"
 
     # A6: rho - s_1 <= s_i(M + rho I) <= rho + s_1.
@@ -33,8 +34,8 @@ def condition_number_bounds(shift: ShiftedMatrix, /) -> list[Bound]:
     enough = s[-1] * (rho + s[0]) + shift.square_error <= s[0] * (rho - s[0])
     a7 = bound(
         "A7", quantity, "s_1 < |rho| and s_n <= s_1 (|rho| - s_1) / (|rho| + s_1): kappa(rho) <= kappa(0)",
-        applies=below & (enough | (s[0] == 0)), upper=shift.condition_number, actual=actual,
-        round_off=error + shift.condition_number_error,
+        applies=below & (enough | (s[0] == 0)), upper=start, actual=actual,
+        round_off=error + start_error,
     )  # fmt: skip
 
     # A7': with A4, kappa(rho)^2 <= (s_1^2 + a) / (s_n^2 + b), a = rho (rho + 2 h_max), b = rho (rho + 2 h_min) > 0, and
@@ -44,8 +45,8 @@ def condition_number_bounds(shift: ShiftedMatrix, /) -> list[Bound]:
     a7_prime = bound(
         "A7'", quantity,
         "rho > 0, rho + 2 h_min > 0 and kappa(0)^2 >= (rho + 2 h_max) / (rho + 2 h_min): kappa(rho) <= kappa(0)",
-        applies=(rho > 0) & (bottom > 2 * shift.error) & enough, upper=shift.condition_number, actual=actual,
-        round_off=error + shift.condition_number_error,
+        applies=(rho > 0) & (bottom > 2 * shift.error) & enough, upper=start, actual=actual,
+        round_off=error + start_error,
     )  # fmt: skip
 
     lower, upper = symmetric_part_sandwich(shift)

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax.theory.perturbation.products import multiply
+from spectrax.theory.perturbation.products import multiply, square_factors
 from spectrax.theory.perturbation.shifted import plus_identity
-from spectrax.theory.perturbation.values import product, real_matrix, real_scalar, rounding, triplets
+from spectrax.theory.perturbation.values import common_unit, product, real_matrix, real_scalar, rounding, triplets
 
 
 class ShiftDerivatives(NamedTuple):
@@ -123,7 +123,8 @@ def branch_derivatives(u: jax.Array, v: jax.Array, s: jax.Array, same: jax.Array
     slopes = jnp.diagonal(cross)
     unsplit = jnp.abs(slopes[None, :] - jnp.concatenate([slopes, -slopes])[:, None]) <= jnp.sqrt(eps)
     scale = jnp.sum(coupling**2 * jnp.abs(outside), axis=0)
-    second_order = ~jnp.any(inside & ~own & unsplit, axis=0) | (mixing <= limit * (1 + scale.max()))
+    size = jnp.max(jnp.abs(s))  # second derivatives have its inverse as their unit
+    second_order = ~jnp.any(inside & ~own & unsplit, axis=0) | (size * mixing <= limit * (1 + size * scale.max()))
     first = jnp.where(first_order & ~jnp.isnan(slopes), slopes, jnp.nan)
     return first, jnp.where(first_order & second_order, second, jnp.nan)
 
@@ -156,13 +157,14 @@ def product_derivatives(factors: Sequence[Any] | Any, rho: Any, /) -> ShiftDeriv
         >>> perturbation.product_derivatives(layers, 0.5).first.tolist()
         [3.0, 1.0]
     """
-    stack = jnp.stack([real_matrix("each factor", factor, square=True) for factor in factors])
+    stack = square_factors(factors)
     return _product_derivatives(stack, real_scalar("rho", rho, stack.dtype))
 
 
 @jax.jit
 def _product_derivatives(stack: jax.Array, rho: jax.Array) -> ShiftDerivatives:
-    stack, rho = jax.lax.stop_gradient((stack, rho))
+    unit = common_unit(stack, rho)
+    stack, rho = jax.lax.stop_gradient((stack / unit, rho / unit))
     total, slope = jax.jvp(lambda rho: multiply(stack, rho), (rho,), (jnp.ones_like(rho),))
     u, s, v = triplets(total)
     size = jnp.prod(jnp.linalg.norm(stack, axis=(1, 2)) + jnp.abs(rho))
@@ -170,4 +172,5 @@ def _product_derivatives(stack: jax.Array, rho: jax.Array) -> ShiftDerivatives:
     apart = jnp.abs(s[:, None] - s[None, :]) > same
     defined = (s > same) & jnp.all(apart | jnp.eye(s.size, dtype=bool), axis=0)
     first = jnp.sum(u * product(slope, v), axis=0)
-    return ShiftDerivatives(s, jnp.where(defined, first, jnp.nan), None)
+    depth = stack.shape[0]
+    return ShiftDerivatives(s * unit**depth, jnp.where(defined, first, jnp.nan) * unit ** (depth - 1), None)

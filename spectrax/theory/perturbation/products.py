@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from spectrax.theory.perturbation.bounds import Bound, bound
 from spectrax.theory.perturbation.shifted import plus_identity
 from spectrax.theory.perturbation.values import (
+    common_unit,
+    condition_number,
     norm,
     product,
     ratio,
-    ratio_rounding,
     real_matrix,
     real_scalar,
     real_vector,
@@ -70,15 +71,20 @@ def product_bounds(factors: Sequence[Any] | Any, rho: Any, /, *, slopes: Any = N
         from s_1(AB) <= s_1(A) s_1(B), s_n(AB) >= s_n(A) s_n(B) and Weyl's inequality for each factor; the deviation
         from expanding the product and bounding each term but the first.
     """
+    stack = square_factors(factors)
+    if slopes is not None:
+        slopes = real_vector("slopes", slopes, stack.shape[1], stack.dtype)
+    return _product_bounds(stack, real_scalar("rho", rho, stack.dtype), slopes)
+
+
+def square_factors(factors: Sequence[Any] | Any) -> jax.Array:
+    """Return the factors of a product as a stack of shape (p, n, n), if they are square, of one shape and real."""
     if len(factors) == 0:
         raise ValueError("factors must hold at least one matrix, got none")
     matrices = [real_matrix("each factor", factor, square=True) for factor in factors]
     if len({matrix.shape for matrix in matrices}) > 1:
         raise ValueError(f"factors must have one shape, got {', '.join(str(matrix.shape) for matrix in matrices)}")
-    stack = jnp.stack(matrices)
-    if slopes is not None:
-        slopes = real_vector("slopes", slopes, stack.shape[1], stack.dtype)
-    return _product_bounds(stack, real_scalar("rho", rho, stack.dtype), slopes)
+    return jnp.stack(matrices)
 
 
 def multiply(stack: jax.Array, rho: jax.Array) -> jax.Array:
@@ -91,6 +97,8 @@ def multiply(stack: jax.Array, rho: jax.Array) -> jax.Array:
 
 @jax.jit
 def _product_bounds(stack: jax.Array, rho: jax.Array, slopes: jax.Array | None) -> list[Bound]:
+    unit = common_unit(stack, rho)
+    stack, rho = stack / unit, rho / unit
     depth, total, size = stack.shape[0], multiply(stack, rho), jnp.abs(rho)
     deltas = jax.vmap(norm)(stack)
     own_error = rounding(stack[0], size + deltas.max())
@@ -102,10 +110,10 @@ def _product_bounds(stack: jax.Array, rho: jax.Array, slopes: jax.Array | None) 
     shrunk = jnp.prod(jnp.maximum(size - deltas, 0))
     values = bound(
         "A10 values", "singular values", "prod max(|rho| - delta_j, 0) <= s_i(M) <= prod (|rho| + delta_j)",
-        lower=shrunk, upper=grown, actual=s, round_off=2 * error,
+        lower=shrunk, upper=grown, actual=s, round_off=2 * error, unit=unit**depth,
     )  # fmt: skip
 
-    kappa, kappa_error = ratio(s[0], s[-1]), ratio_rounding(s[0], s[-1], error)
+    kappa, kappa_error = condition_number(s, error)
     limit = _quotients(size, deltas, jnp.zeros_like(size))
     limit_error = _above(_quotients(size, deltas, own_error), limit)
     layered = bound(
@@ -123,19 +131,19 @@ def _product_bounds(stack: jax.Array, rho: jax.Array, slopes: jax.Array | None) 
     distance = norm(plus_identity(total, -(rho**depth)))
     deviation = bound(
         "A10 deviation", "distance from rho^p I", "|M - rho^p I| <= prod (|rho| + delta_j) - |rho|^p",
-        upper=grown - size**depth, actual=distance, round_off=4 * error,
+        upper=grown - size**depth, actual=distance, round_off=4 * error, unit=unit**depth,
     )  # fmt: skip
     rows = [values, layered, equal, deviation]
     if slopes is not None:
         least, most = jnp.min(jnp.abs(slopes)), jnp.max(jnp.abs(slopes))
-        sloped = singular_values(total * slopes)
+        sloped, sloped_error = condition_number(singular_values(total * slopes), most * error)
         factor = ratio(most, least)
         combined = bound(
             "combined", "condition number",
             "every delta_j < |rho|, no slope is zero: kappa(M D) <= max |d| / min |d| prod (|rho| + delta_j) / "
             "(|rho| - delta_j)",
-            applies=below & (least > 0), upper=factor * limit, actual=ratio(sloped[0], sloped[-1]),
-            round_off=ratio_rounding(sloped[0], sloped[-1], most * error) + factor * limit_error,
+            applies=below & (least > 0), upper=factor * limit, actual=sloped,
+            round_off=sloped_error + factor * limit_error,
         )  # fmt: skip
         rows.append(combined)
     return rows

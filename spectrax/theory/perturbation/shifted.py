@@ -7,8 +7,6 @@ import jax.numpy as jnp
 
 from spectrax.theory.perturbation.values import (
     common_unit,
-    ratio,
-    ratio_rounding,
     rounding,
     singular_values,
     symmetric_part_eigenvalues,
@@ -42,26 +40,6 @@ class ShiftedMatrix(NamedTuple):
     size: jax.Array
     error: jax.Array
     square_error: jax.Array
-
-    @property
-    def condition_number(self) -> jax.Array:
-        """The condition number of M, inf where it is singular."""
-        return ratio(self.s[0], self.s[-1])
-
-    @property
-    def shifted_condition_number(self) -> jax.Array:
-        """The condition number of M + rho I, inf where it is singular."""
-        return ratio(self.shifted[0], self.shifted[-1])
-
-    @property
-    def condition_number_error(self) -> jax.Array:
-        """What rounding may do to the condition number of M."""
-        return ratio_rounding(self.s[0], self.s[-1], self.error)
-
-    @property
-    def shifted_condition_number_error(self) -> jax.Array:
-        """What rounding may do to the condition number of M + rho I."""
-        return ratio_rounding(self.shifted[0], self.shifted[-1], self.error)
 
 
 def plus_identity(matrix: jax.Array, rho: jax.Array) -> jax.Array:

@@ -67,7 +67,7 @@ def slope_change_bounds(W: Any, slopes: Any, new_slopes: Any, rho: Any = 0.0, /)
         D8 is Ostrowski's theorem and D8b and D8c are Weyl's inequalities, for a small change and for one of rank k; the
         question is that of Riedi, Balestriero & Baraniuk 2023 (doi:10.1007/s00365-022-09601-5).
     """
-    no_skip = isinstance(rho, (int, float)) and rho == 0
+    no_skip = isinstance(rho, (int, float)) and not isinstance(rho, bool) and rho == 0
     matrix = real_matrix("W", W, square=not no_skip)
     slopes = real_vector("slopes", slopes, matrix.shape[0], matrix.dtype)
     new_slopes = real_vector("new_slopes", new_slopes, matrix.shape[0], matrix.dtype)

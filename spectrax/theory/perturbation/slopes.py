@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from spectrax.theory.perturbation.bounds import Bound, bound
 from spectrax.theory.perturbation.values import (
     common_unit,
+    condition_number,
     norm,
     ratio,
-    ratio_rounding,
     real_matrix,
     real_vector,
     root,
@@ -116,12 +116,11 @@ def _flatness(slopes) -> jax.Array:
 
 
 def _quotient_bound(name, statement, q, s, changed, error, s_error) -> Bound:
-    kappa, kappa_error = ratio(s[0], s[-1]), ratio_rounding(s[0], s[-1], s_error)
+    (kappa, kappa_error), (actual, actual_error) = condition_number(s, s_error), condition_number(changed, error)
     return bound(
         name, "condition number", statement,
         applies=q > 0, lower=jnp.where(jnp.isinf(kappa), jnp.inf, kappa * q), upper=ratio(kappa, q),
-        actual=ratio(changed[0], changed[-1]),
-        round_off=ratio_rounding(changed[0], changed[-1], error) + ratio(kappa_error, q),
+        actual=actual, round_off=actual_error + ratio(kappa_error, q),
     )  # fmt: skip
 
 
@@ -156,12 +155,14 @@ def _selection_bounds(matrix, slopes, s, sloped, error, unit) -> list[Bound]:
         applies=is_relu, lower=tail(s, n - r, 0), upper=jnp.where(alive, s, 0), actual=sloped,
         round_off=2 * error, unit=unit,
     )  # fmt: skip
-    last = sloped[jnp.clip(r - 1, 0, s.size - 1)]
+    ends = jnp.stack([sloped[0], sloped[jnp.clip(r - 1, 0, s.size - 1)]])  # of M_A
+    selected, selected_error = condition_number(ends, error)
+    kappa, kappa_error = condition_number(s, error)
     d4b = bound(
         "D4b", "condition number", "all slopes 0 or 1, r > 0, M has as many rows as columns or more: "
         "kappa(M_A) <= kappa(M)",
-        applies=is_relu & (r > 0) & (m >= n), upper=ratio(s[0], s[-1]), actual=ratio(sloped[0], last),
-        round_off=ratio_rounding(sloped[0], last, error) + ratio_rounding(s[0], s[-1], error),
+        applies=is_relu & (r > 0) & (m >= n), upper=kappa, actual=selected,
+        round_off=selected_error + kappa_error,
     )  # fmt: skip
     return [d4, d4b]
 

@@ -72,8 +72,10 @@ def real_scalar(name: str, value: Any, dtype: Any) -> jax.Array:
         TypeError: If it is complex, boolean or no number.
         ValueError: If it has axes.
     """
-    if not hasattr(value, "dtype") and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
+    if not hasattr(value, "dtype"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
+        value = float(value)  # integers beyond the range of JAX's are taken too
     scalar = jnp.asarray(value)
     if not (jnp.issubdtype(scalar.dtype, jnp.floating) or jnp.issubdtype(scalar.dtype, jnp.integer)):
         raise TypeError(f"{name} must be a real number, got dtype {scalar.dtype.name}")
@@ -97,7 +99,10 @@ def product(*matrices: jax.Array) -> jax.Array:
 
 def common_unit(*arrays: jax.Array) -> jax.Array:
     """Return a power of two near the largest entry of all, so that squares neither overflow nor vanish."""
-    return power_of_two(jnp.concatenate([array.ravel() for array in arrays]))
+    entries = jnp.concatenate([array.ravel() for array in arrays])
+    info = jnp.finfo(entries.dtype)
+    # half of the smallest normal number would be zero, and XLA may move a factor of one half into the unit
+    return jnp.maximum(power_of_two(entries), float(info.tiny) / float(info.eps))
 
 
 def singular_values(matrix: jax.Array) -> jax.Array:
@@ -154,6 +159,11 @@ def ratio_rounding(top: jax.Array, bottom: jax.Array, error: jax.Array) -> jax.A
     """Return how far a quotient moves when both terms move by at most `error`; inf where that reaches zero."""
     moved = ratio(top + error, bottom - error)
     return jnp.where(jnp.isfinite(moved), moved - ratio(top, bottom), jnp.inf)
+
+
+def condition_number(s: jax.Array, error: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return s_1 / s_n, and how far it moves when both move by at most `error`."""
+    return ratio(s[0], s[-1]), ratio_rounding(s[0], s[-1], error)
 
 
 def tail(values: jax.Array, shift: jax.Array, fill: Any) -> jax.Array:

@@ -11,7 +11,7 @@ from spectrax import checks
 
 
 def real(name: str, value: Any, /, *, low: float = -math.inf, high: float = math.inf, low_open: bool = False) -> float:
-    """Return a finite real number as a float: a Python or NumPy number, or a concrete array with one entry.
+    """Return a finite real number as a float: a Python or NumPy number, or a concrete array without axes.
 
     Args:
         name: What the number is called in the message.

@@ -117,8 +117,8 @@ def expected_dropout_gram(A: Any, /, *, rate: Any) -> jax.Array:
 
 def _square(A: Any) -> jax.Array:
     A = jnp.asarray(A)
-    if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
-        raise ValueError(f"A must be a square matrix, got shape {A.shape}")
+    if A.ndim < 2 or A.shape[-1] != A.shape[-2] or A.shape[-1] == 0:
+        raise ValueError(f"A must be a square matrix of at least one entry, got shape {A.shape}")
     checks.inexact("A", A.dtype)
     return A
 

@@ -220,11 +220,11 @@ def skip_layer_bounds(
         1955 (doi:10.1090/S0002-9939-1955-0067841-7).
     """
     c, rho, slope = real("c", c, low=0), abs(real("rho", rho)), distribution(slopes)
-    top, m2 = slope.largest, slope.mean_square
+    top, root = slope.largest, slope.root_mean_square
     margin, tail = _margin(c * top, n, t)
-    radius = c * math.hypot(top, math.sqrt(m2)) + margin
-    norm = c * (top + math.sqrt(m2)) + margin
-    s_max = math.sqrt(norm * norm + 2 * rho * radius + rho * rho)
+    radius = c * math.hypot(top, root) + margin
+    norm = c * (top + root) + margin
+    s_max = math.hypot(norm, rho, math.sqrt(2 * rho) * math.sqrt(radius))
     return _bounds(s_max, rho - radius, (2 * tail, tail, 3 * tail))
 
 

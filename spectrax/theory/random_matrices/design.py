@@ -48,7 +48,7 @@ def scale_thresholds(*, rho: Any = 1.0, slopes: Slopes) -> ScaleThresholds:
         As the three functions.
     """
     skip, slope = abs(real("rho", rho)), distribution(slopes)
-    root = math.sqrt(slope.mean_square)
+    root = slope.root_mean_square
     if root == 0:
         return ScaleThresholds(*(math.inf if skip > 0 else 0.0,) * 3)
     return ScaleThresholds(skip / (2 * slope.largest), skip / math.hypot(slope.largest, root), skip / root)
@@ -136,7 +136,7 @@ def initializations(
 
 
 def _verdict(c: float, rho: float, slopes: Slopes) -> str:
-    thresholds, spread = scale_thresholds(rho=rho, slopes=slopes), math.sqrt(distribution(slopes).mean_square)
+    thresholds, spread = scale_thresholds(rho=rho, slopes=slopes), distribution(slopes).root_mean_square
     if c < thresholds.guaranteed:
         return "guaranteed"
     if not is_at_least(c * spread, rho):
@@ -180,7 +180,7 @@ def largest_scale(target_condition_number: Any, /, *, rho: Any = 1.0, slopes: Sl
     target, skip, slope = _target(target_condition_number, depth), abs(real("rho", rho)), distribution(slopes)
     if skip == 0:
         raise ValueError("rho must not be 0: without a skip the condition number grows with the width at every scale")
-    if slope.mean_square == 0:
+    if slope.root_mean_square == 0:
         return math.inf
     if target == 1:
         return 0.0
@@ -188,7 +188,7 @@ def largest_scale(target_condition_number: Any, /, *, rho: Any = 1.0, slopes: Sl
     def fits(c: float) -> bool:
         return skip_layer_limits(c, rho=1.0, slopes=slope).condition_number <= target
 
-    return skip * _last_that_fits(fits, 0.0, 1 / math.sqrt(slope.mean_square))
+    return skip * _last_that_fits(fits, 0.0, 1 / slope.root_mean_square)
 
 
 def smallest_skip(target_condition_number: Any, /, *, c: Any, slopes: Slopes, depth: int = 1) -> float:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectrax import checks
+from spectrax.theory.perturbation.values import real_scalar
 from spectrax.theory.random_matrices.slopes import Slopes, distribution
 
 ENTRIES = ("gaussian", "uniform")
@@ -43,8 +44,8 @@ def sample_skip_layer(
         Shape (n, n).
 
     Raises:
-        TypeError: If the key, the width or the dtype is not one.
-        ValueError: If an option is not valid, or the slopes are not as many as units.
+        TypeError: If the key, the width or the dtype is not one, or a number is not real.
+        ValueError: If an option is not valid, c or rho has axes, or the slopes are not as many as units.
 
     Derivatives:
         By c, rho and an array of slopes, forward and reverse.
@@ -69,12 +70,13 @@ def sample_skip_layer(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"dtype must be a real floating-point dtype, got {dtype.name}")
     diagonal = jnp.asarray(_per_unit(slopes, n)).astype(dtype)
-    scale = jnp.asarray(c).astype(dtype) / np.sqrt(n).astype(dtype)
+    scale = real_scalar("c", c, dtype) / np.sqrt(n).astype(dtype)
+    skip = real_scalar("rho", rho, dtype)
     if entries == "gaussian":
         weights = jax.random.normal(key, (n, n), dtype)
     else:
         weights = jax.random.uniform(key, (n, n), dtype, -(3**0.5), 3**0.5)
-    return diagonal[:, None] * (scale * weights) + jnp.asarray(rho).astype(dtype) * jnp.eye(n, dtype=dtype)
+    return diagonal[:, None] * (scale * weights) + skip * jnp.eye(n, dtype=dtype)
 
 
 def _per_unit(slopes: Slopes, n: int) -> Any:
@@ -82,7 +84,10 @@ def _per_unit(slopes: Slopes, n: int) -> Any:
     if not isinstance(slopes, str | tuple) and np.ndim(slopes) > 0:
         if np.shape(slopes) != (n,):
             raise ValueError(f"slopes, as an array, must have shape ({n},), got {np.shape(slopes)}")
-        return slopes if isinstance(slopes, jax.Array) else np.asarray(slopes)
+        array = slopes if isinstance(slopes, jax.Array) else np.asarray(slopes)
+        if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+            raise TypeError(f"slopes must be real numbers, got dtype {array.dtype}")
+        return array
     values, probabilities = distribution(slopes)
     places = np.searchsorted(np.cumsum(probabilities), (np.arange(n) + 0.5) / n)
     return values[np.minimum(places, len(values) - 1)]

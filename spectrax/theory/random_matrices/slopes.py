@@ -37,6 +37,12 @@ class SlopeDistribution(NamedTuple):
         return float(self.probabilities @ self.values**2)
 
     @property
+    def root_mean_square(self) -> float:
+        """The root of m2, which neither overflows nor vanishes where the square does."""
+        top = self.largest
+        return top * math.sqrt(self.probabilities @ (self.values / top) ** 2) if top > 0 else 0.0
+
+    @property
     def variance(self) -> float:
         """The variance of the slopes."""
         return float(self.probabilities @ (self.values - self.mean) ** 2)
