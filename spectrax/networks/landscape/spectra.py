@@ -9,17 +9,25 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import vectors
-from spectrax.networks.landscape.operators import LayerProblem, layer_operator, layer_problem
-from spectrax.operators import LinearOperator, jacobian_operator
-from spectrax.programs.layers import trace
+from spectrax.networks.landscape.factors import (
+    check_size,
+    factors,
+    in_own_bases,
+    multiplies_one_vector,
+    padded,
+    stacked,
+)
+from spectrax.networks.landscape.gram import gram_values
+from spectrax.networks.landscape.operators import layer_operator, layer_problem
 from spectrax.spectrum import Dense, singular_values
-from spectrax.spectrum.functions import materializable
 
 PyTree = Any
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("values",), meta_fields=("num_weights", "num_samples", "eps", "size")
+    jax.tree_util.register_dataclass,
+    data_fields=("values",),
+    meta_fields=("num_weights", "num_samples", "eps", "size", "gram"),
 )
 @dataclasses.dataclass(frozen=True)
 class LayerSpectrum:
@@ -29,11 +37,15 @@ class LayerSpectrum:
     divide curvatures by `num_samples` and multiply steps by it.
 
     Attributes:
-        values: Singular values, descending, shape (min(outputs, weights),).
+        values: Singular values, descending along the last axis, shape (min(outputs, weights),). An axis before it, as
+            of `layer_spectra`, is one of several matrices Q, and everything below has it, too.
         num_weights: How many weights the layer has.
-        num_samples: How many samples Q stands for.
+        num_samples: How many samples each Q stands for.
         eps: The round-off of the dtype.
-        size: The longer side of Q.
+        size: The longest side of the matrices that were decomposed.
+        gram: Whether the values are square roots of the eigenvalues of Q Q^T, with half the digits. Then a value that
+            is not above `floor` need not be zero, it is not resolved: the rank is that of what is seen, and the
+            condition number that of the resolved values.
     """
 
     values: jax.Array
@@ -41,17 +53,25 @@ class LayerSpectrum:
     num_samples: int
     eps: float
     size: int
+    gram: bool = False
+
+    @property
+    def floor(self) -> jax.Array:
+        """What is round-off: size * eps * the largest value; in the Gram form sqrt(size * eps) * the largest."""
+        share = self.size * self.eps
+        return (math.sqrt(share) if self.gram else share) * self.values[..., 0]
 
     @property
     def rank(self) -> jax.Array:
-        """How many values exceed the round-off of Q, size * eps * the largest; -1 where Q is not finite."""
-        return jnp.where(self._finite, jnp.sum(self.values > self._floor, dtype=jnp.int32), -1)
+        """How many values exceed `floor`; -1 where Q is not finite."""
+        return jnp.where(self._finite, jnp.sum(self._resolved, axis=-1, dtype=jnp.int32), -1)
 
     @property
     def condition_number(self) -> jax.Array:
         """The largest value over the smallest one that is not zero to round-off: kappa+; NaN for a zero matrix."""
-        zero = self.values[0] == 0
-        return jnp.where(zero, jnp.nan, self.values[0] / jnp.where(zero, 1, self._smallest))
+        largest = self.values[..., 0]
+        smallest = jnp.min(jnp.where(self._resolved, self.values, jnp.inf), axis=-1)
+        return jnp.where(largest == 0, jnp.nan, largest / jnp.where(largest == 0, 1, smallest))
 
     @property
     def flat_directions(self) -> jax.Array:
@@ -66,7 +86,7 @@ class LayerSpectrum:
     @property
     def largest_step(self) -> jax.Array:
         """Gradient descent on |f - y|^2 is stable for steps below this, 1 / s_1^2."""
-        return 1 / self.values[0] ** 2
+        return 1 / self.values[..., 0] ** 2
 
     @property
     def convergence_rate(self) -> jax.Array:
@@ -81,33 +101,32 @@ class LayerSpectrum:
             excess: How far above the minimum, positive.
 
         Returns:
-            Shape (min(outputs, weights),); inf along flat directions.
+            The shape of `values`; inf along flat directions.
         """
-        resolved = self.values > self._floor
+        resolved = self._resolved
         widths = jnp.where(resolved, math.sqrt(excess) / jnp.where(resolved, self.values, 1), jnp.inf)
-        return jnp.where(self._finite, widths, jnp.nan)
+        return jnp.where(self._finite[..., None], widths, jnp.nan)
 
     @property
     def _finite(self) -> jax.Array:
-        return jnp.all(jnp.isfinite(self.values))
+        return jnp.all(jnp.isfinite(self.values), axis=-1)
 
     @property
-    def _floor(self) -> jax.Array:
-        return self.size * self.eps * self.values[0]
-
-    @property
-    def _smallest(self) -> jax.Array:
-        return jnp.min(jnp.where(self.values > self._floor, self.values, jnp.inf))
+    def _resolved(self) -> jax.Array:
+        return self.values > self.floor[..., None]
 
 
 def layer_spectrum(
     net: Any, params: PyTree, layer: str, x: PyTree, /, *, batched: bool = False, bias: bool = False,
-    max_bytes: int | None = None,
+    max_bytes: int | None = None, gram: bool = False,
 ) -> LayerSpectrum:  # fmt: skip
     """Return the singular values of a layer's matrix Q, and through them the shape of the loss in its weights.
 
     For one sample and a layer that multiplies a vector by a matrix they are |z| s_i(M D) (with a bias
-    sqrt(|z|^2 + 1) s_i(M D)), from the small matrix M D; otherwise Q is made dense.
+    sqrt(|z|^2 + 1) s_i(M D)), from the small matrix M D. For many samples of such a layer, Q is made dense with the
+    vectors z of the samples in an orthonormal basis of their span, and likewise the rows of all M D, where the samples
+    are fewer than the inputs, or their outputs than the units: this shortens Q, changes no value but zeros, and squares
+    nothing. For other layers Q is made dense as it is. For many samples at once, each by itself, see `layer_spectra`.
 
     Args:
         net: As in `layer_operator`.
@@ -116,17 +135,25 @@ def layer_spectrum(
         x: As in `layer_operator`.
         batched: As in `layer_operator`.
         bias: As in `layer_operator`.
-        max_bytes: How large Q may be where it is made dense, as in `singular_values`.
+        max_bytes: How large the matrix that is decomposed may be, in place of the limits on shapes.
+        gram: Whether to take the square roots of the eigenvalues of Q Q^T (see `layer_gram`): for a Q that is too
+            large otherwise. Values below `floor`, sqrt(size * eps) times the largest, are lost in round-off.
 
     Returns:
         A `LayerSpectrum`.
 
     Raises:
         TypeError: As `layer_operator`.
-        ValueError: As `layer_operator`; or if Q is larger than the limits or than `max_bytes`.
+        ValueError: As `layer_operator`; or if the matrix that is decomposed is larger than the limits or than
+            `max_bytes`.
 
     Cost:
-        As many products as the network has outputs, and a decomposition of Q or of M D.
+        As many products as the network has outputs, for each sample, and a decomposition. With G samples, m outputs,
+        d inputs and n units of the layer that of a matrix of Gm x min(G, d) min(Gm, n); with `gram` of Gm x Gm.
+
+    Derivatives:
+        Those of singular values, first ones right for distinct values. A derivative for many samples makes Q dense as
+        it is, and is a `ValueError` where that is larger than the limits. With `gram` values above the floor only.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,36 +168,50 @@ def layer_spectrum(
     """
     problem = layer_problem(net, params, layer, x, batched=batched)
     Q = layer_operator(net, params, layer, x, batched=batched, bias=bias)
-    eps = vectors.eps((Q.in_struct, Q.out_struct))
     samples = jax.tree.leaves(problem.point)[0].shape[0] if batched else 1
-    if not batched and _multiplies_one_vector(problem):
-        after = jacobian_operator(_AfterLayer(problem.network, problem.place), jnp.zeros_like(problem.site.output),
-                                  problem.arrays, problem.point)  # fmt: skip
-        z = problem.site.input.astype(vectors.working_dtype(problem.site.input.dtype))
-        length = vectors.norm({"z": z, "one": jnp.ones((int(bias),), z.dtype)})
-        values = length * _all_values(after, max_bytes)
-        values = jnp.pad(values, (0, max(min(Q.shape) - values.shape[0], 0)))  # the rest of them is zero
-        values = values[: min(Q.shape)]
+    rows, inputs, units = Q.shape[0], problem.site.input.size + int(bias), problem.site.output.size
+    by_factors = multiplies_one_vector(problem.site)
+    size = max(Q.shape)
+    if gram:
+        values = gram_values(problem, Q, bias=bias, max_bytes=max_bytes)
+        size = max(rows, inputs, units) if by_factors else size
+    elif not by_factors:
+        check_size(layer, Q.shape, Q.dtype, max_bytes, _ADVICE)
+        values = singular_values(Q, method=Dense())  # as it is: the round-off is that of its own products
+    elif not batched:
+        check_size(layer, (rows, units), Q.dtype, max_bytes, _ADVICE)
+        z, after = factors(problem, bias=bias)
+        values, size = vectors.norm(z) * singular_values(after[0], method=Dense()), max(rows, units)
     else:
-        values = _all_values(Q, max_bytes)
-    return LayerSpectrum(values, Q.shape[1], samples, eps, max(Q.shape))
+        shape = rows, min(samples, inputs) * min(rows, units)
+        check_size(layer, shape, Q.dtype, max_bytes, _ADVICE)
+        values = _reduced_values(_Limit(layer, max_bytes), *factors(problem, bias=bias))
+        size = max(*shape, inputs, units)
+    eps = vectors.eps((Q.in_struct, Q.out_struct))
+    return LayerSpectrum(padded(values, min(Q.shape)), Q.shape[1], samples, eps, size, gram)
 
 
-def _all_values(operator: LinearOperator, max_bytes: int | None) -> jax.Array:
-    materializable(operator, max_bytes)  # or raises
-    return singular_values(operator, method=Dense())  # as it is: the round-off is that of its own products
-
-
-def _multiplies_one_vector(problem: LayerProblem) -> bool:
-    """Whether the layer is h = W z with vectors z and h, each weight used once."""
-    site = problem.site
-    return site.kind == "dense" and site.weight.size == site.input.size * site.output.size
+_ADVICE = "or take gram=True, which decomposes Q Q^T instead and loses values below sqrt(eps) times the largest"
 
 
 @dataclasses.dataclass(frozen=True)
-class _AfterLayer:
-    network: Any
-    place: int
+class _Limit:
+    layer: str
+    max_bytes: int | None
 
-    def __call__(self, tap: jax.Array, arrays: list[jax.Array], x: PyTree) -> PyTree:
-        return trace(self.network, arrays, x, taps={self.place: tap}).output
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _reduced_values(limit: _Limit, inputs: jax.Array, after: jax.Array) -> jax.Array:
+    """Return the singular values of [z_g^T kron (M_g D_g)], zeros left out."""
+    return singular_values(stacked(*in_own_bases(inputs, after)), method=Dense())
+
+
+@_reduced_values.defjvp
+def _reduced_values_jvp(limit, primals, tangents):
+    # the factor of a QR decomposition has no derivative where rows depend on each other; Q as it is always has one
+    inputs, after = primals
+    shape = (after.shape[0] * after.shape[1], inputs.shape[1] * after.shape[2])
+    check_size(limit.layer, shape, after.dtype, limit.max_bytes, "this is for derivatives: take fewer samples")
+    values = _reduced_values(limit, *primals)
+    _, tangent = jax.jvp(lambda *pair: singular_values(stacked(*pair), method=Dense()), primals, tangents)
+    return values, padded(tangent, values.shape[0])
