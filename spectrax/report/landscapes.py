@@ -36,7 +36,7 @@ def layer_condition_numbers(by_rho: Mapping[str, Mapping[str, Any]], /) -> Any:
     kinds = {"condition_number": "One sample (median)", "batch_condition_number": "All samples together"}
     for panel, (kind, title) in zip(both, kinds.items(), strict=True):
         decorate(panel, title, "layer, in the order of application", "condition number of Q, zeros left out")
-        for colour, measured in zip(_cycle(len(by_rho)), by_rho.values(), strict=True):
+        for colour, measured in zip(_cycle(len(by_rho)), by_rho.values(), strict=True):  # dead layers leave gaps
             values = np.array([float(measured["layers"][name][kind]) for name in names])
             shown = np.where(np.isfinite(values), values, np.nan)
             panel.plot(np.arange(len(names)), shown, "o-", color=colour, linewidth=1.8, markersize=4.5)
@@ -106,17 +106,19 @@ def loss_slices(slices: Mapping[str, Any], /, *, title: str = "") -> Any:
     figure, grid = make_panels(2 * len(slices), columns=2, width=4.6, height=3.9)
     for row, (name, plane) in enumerate(slices.items()):
         pair = grid[2 * row : 2 * row + 2]
-        low, high = plane.loss.min(), plane.loss.max()
-        levels = np.linspace(low, high, 25) if high > low else np.array([low, low + 1])
-        if high > 100 * low > 0:
-            levels = np.geomspace(low, high, 25)
+        finite = plane.loss[np.isfinite(plane.loss)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        if high - low <= 1e-9 * abs(high):  # constant, up to rounding
+            low, high = low - 1e-3 * max(abs(low), 1e-30), high + 1e-3 * max(abs(high), 1e-30)
+        levels = np.geomspace(low, high, 25) if high > 100 * low > 0 else np.linspace(low, high, 25)
         norm = colors.BoundaryNorm(levels, 256, extend="both")
-        for panel, values, what in zip(pair, (plane.loss, plane.quadratic), ("loss", "local quadratic"), strict=True):
+        for panel, shown, what in zip(pair, (plane.loss, plane.quadratic), ("loss", "local quadratic"), strict=True):
             decorate(
                 panel, f"{name}: {what}", f"along s = {plane.singular_values[0]:.3g}",
                 f"along s = {plane.singular_values[1]:.3g}",
             )  # fmt: skip
             panel.grid(False)
+            values = np.ma.masked_invalid(shown)
             drawn = panel.contourf(
                 plane.coordinates, plane.coordinates, values.T, levels=levels, cmap="viridis", norm=norm, extend="both"
             )

@@ -7,6 +7,7 @@ It is a directory with `report.json`, the numbers, written after each rho, so th
 import contextlib
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +20,13 @@ import numpy as np
 from spectrax import checks
 from spectrax.networks import find_layers, landscape, layers, local_linear
 from spectrax.report import landscapes, plots, records
+from spectrax.spectrum.methods import can_be_dense
 from spectrax.training.progress import Progress
 from spectrax.training.subject import Subject
 from spectrax.training.verdict import verdict
 
 _PROGRAM, _FORMAT = "spectrax landscape", 1
+_NETWORK = ("model", "depth", "width", "activation", "normalization", "rho")
 _CONDITION_NUMBERS = ("condition_number", "batch_condition_number")
 
 
@@ -59,6 +62,7 @@ class LandscapeConfig:
             raise ValueError(f"resolution must be odd and at least 3, got {self.resolution}")
         for name in ("line_length", "extent"):
             checks.number_in(name, getattr(self, name), 0, 10, low_open=True)
+        checks.number_in("seed", self.seed, 0, 2**32 - 1)
         for rho in self.rhos or ():
             checks.number_in("rho", rho, 0, 1)
 
@@ -81,14 +85,20 @@ def prepare(subject: Subject, config: LandscapeConfig, /, *, overwrite: bool = F
     samples = len(subject.data.x_test)
     if config.samples > samples:
         raise ValueError(f"samples must be at most those of the test part, {samples}, got {config.samples}")
-    names = _names(*subject.at(subject.rho), subject.data.x_test[0])
+    found = find_layers(*subject.at(subject.rho), subject.data.x_test[0])
+    names = [layer.name for layer in found]
     if config.layer is not None:
         checks.choice("layer", config.layer, names)
+    for layer in found:
+        shape = (config.samples * subject.data.num_classes, math.prod(layer.weight_shape))
+        if not can_be_dense(shape):
+            raise ValueError(f"the matrix Q of layer {layer.name} would have shape {shape}: take fewer samples")
     others = (0.0, 1.0) if config.rhos is None else config.rhos
     rhos = list(dict.fromkeys([subject.rho, *others])) if subject.config.model != "convnet" else [subject.rho]
     settings = {
-        "network": subject.config.to_dict(), "origin": subject.origin, "fingerprint": _fingerprint(subject),
-        **dataclasses.asdict(config), "rhos": rhos, "layer": config.layer or names[min(1, len(names) - 1)],
+        "network": {name: getattr(subject.config, name) for name in _NETWORK}, "origin": subject.origin,
+        "fingerprint": _fingerprint(subject), **dataclasses.asdict(config), "rhos": rhos,
+        "layer": config.layer or names[min(1, len(names) - 1)],
     }  # fmt: skip
     return _started(Path(config.out) / "report.json", records.from_json(records.to_json(settings)), overwrite=overwrite)
 
@@ -133,10 +143,12 @@ def _measure(
     names = _names(net, variables, x[0])
     local = local_linear(net, variables, x[0])
     measured: dict[str, Any] = {"exact": local.exact, "layers": _spectra(net, variables, x, names, shown)}
-    medians = [np.median([each[name] for each in measured["layers"].values()]) for name in _CONDITION_NUMBERS]
+    medians = [_median([each[name] for each in measured["layers"].values()]) for name in _CONDITION_NUMBERS]
     progress.line("  condition numbers of Q, medians: one sample {:.3g}, all samples {:.3g}".format(*medians))
     if not local.exact:
         return measured, {}
+    if measured["layers"][layer]["batch_rank"] < 2:
+        return measured, {}  # no plane, and next to nothing on a line
     name = names[shown.index(layer)]
     kernel = local.layers[name].weight
     size = float(jnp.linalg.norm(kernel))
@@ -171,7 +183,8 @@ def _spectra(
     )
     return {
         layer: {
-            "condition_number": float(np.median(each[name].condition_number)),
+            "condition_number": _median(each[name].condition_number),
+            "dead_samples": int(np.sum(np.asarray(each[name].rank) == 0)),
             "rank": float(np.median(each[name].rank)),
             "full_rank": each[name].values.shape[-1],
             "batch_condition_number": float(together[name].condition_number),
@@ -181,6 +194,12 @@ def _spectra(
         }
         for layer, name in zip(shown, names, strict=True)
     }
+
+
+def _median(condition_numbers: Any) -> float:
+    """Return the median of those that are not NaN, as at a sample at which the layer is dead; NaN if there is none."""
+    values = np.asarray(condition_numbers, float)
+    return float(np.median(values[~np.isnan(values)])) if np.any(~np.isnan(values)) else math.nan
 
 
 def _names(net: layers.Layer, variables: Mapping[str, Any], x: jax.Array) -> list[str]:
@@ -210,21 +229,35 @@ def _started(file: Path, settings: Mapping[str, Any], *, overwrite: bool) -> dic
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; a report writes a directory")
     if folder.exists() and any(folder.iterdir()):
-        content = records.from_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if content.get("program") != _PROGRAM:
-            raise FileExistsError(f"{folder} holds files that are no report of a landscape: choose another directory")
-        if content["settings"] == settings:
+        content = _read(file)
+        differing = [name for name in settings if name != "out" and content["settings"].get(name) != settings[name]]
+        if not differing:
             return content
         if not overwrite:
-            differing = [name for name in settings if content["settings"].get(name) != settings[name]]
             raise FileExistsError(
                 f"{folder} holds a report with other settings ({', '.join(differing)}): choose another directory, or "
                 "replace it with --overwrite"
             )
+        for picture in (folder / "plots").glob("*"):
+            if picture.suffix in (".png", ".svg"):  # those of the old report must not stand beside the new ones
+                picture.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     found = {"program": _PROGRAM, "format": _FORMAT, "settings": settings, "rho": {}}
     _write(file, found)
     return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileExistsError(f"{file.parent} holds files that are no report of a landscape: choose another directory")
+    try:
+        content = records.from_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it, or choose another directory") from error
+    known = isinstance(content, dict) and content.get("program") == _PROGRAM and content.get("format") == _FORMAT
+    if not known or not all(isinstance(content.get(name), dict) for name in ("settings", "rho")):
+        raise FileExistsError(f"{file} was not written by this version of {_PROGRAM}: choose another directory")
+    return content
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -60,16 +60,25 @@ def from_run(path: str | Path, /, *, arm: str | None = None) -> Subject:
 
     Raises:
         FileNotFoundError: If there is no run, or it has no checkpoint of this arm.
+        ValueError: If the checkpoint cannot be restored, or the data is not what the run was trained on.
     """
     directory = RunDirectory.open_existing(path)
     arm = arm or directory.config.arms[0]
     checkpoint = directory.last_checkpoint(arm)
     if checkpoint is None:
         raise FileNotFoundError(f"{path} has no checkpoint of the run {arm!r}; it has {directory.config.arms}")
-    restored = checkpoints.restore(checkpoint)
+    try:
+        restored = checkpoints.restore(checkpoint)
+    except Exception as error:  # whatever Orbax and its file formats raise
+        raise ValueError(f"{checkpoint} cannot be restored: {type(error).__name__}: {error}") from error
     variables = {"params": restored["params"], "batch_stats": restored.get("batch_stats") or {}}
     data = load_data(directory.config.data, seed=directory.config.seed)
-    return Subject(directory.config, variables, data, f"step {checkpoint.name} of the run {arm!r} in {path}")
+    if data.fingerprint() != directory.data_fingerprint:
+        raise ValueError(
+            f"{path} was trained on other data: {directory.config.data} has checksum {data.fingerprint()}, and the run "
+            f"saw {directory.data_fingerprint}; a relative path is looked up from where the command runs"
+        )
+    return Subject(directory.config, variables, data, f"step {checkpoint.name} of the run {arm!r}")
 
 
 def from_model(config: TrainingConfig, /) -> Subject:

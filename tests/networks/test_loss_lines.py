@@ -107,21 +107,79 @@ def test_a_loss_that_is_flat_on_a_part_of_the_line(x64):
     assert_allclose(flat.minimum[1], 2, rtol=1e-14)
 
 
+def one_entry(function):
+    """A network of one number t, so that the line is t itself."""
+    f = lambda params, x: function((params["w"] @ x)[0])[None]  # noqa: E731
+    return functools.partial(
+        sx.landscape.loss_along_line, f, {"w": jnp.zeros((1, 1))}, "w", jnp.ones((1, 1)), jnp.ones(1), jnp.zeros(1)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_kinks_at_the_same_place_are_one(dtype):
+    """Shrinking a layer without bias turns all of its units at once, in every sample."""
+    with jax.enable_x64(dtype == "float64"):
+        r = np.random.default_rng(0)
+        weight, head, xs = (jnp.asarray(r.normal(size=shape)) for shape in ((40, 10), (3, 40), (4, 10)))
+        f = lambda params, x: head @ jax.nn.relu(params["w"] @ x)  # noqa: E731
+        line = sx.landscape.loss_along_line(
+            f, {"w": weight}, "w", -0.37 * weight, xs, jnp.zeros((4, 3)), batched=True, stop=4.0
+        )
+    assert_allclose(line.kinks, [1 / 0.37], rtol=1e-3 if dtype == "float32" else 1e-12)
+    h = [np.maximum(sign * np.asarray(xs) @ np.asarray(weight).T, 0) @ np.asarray(head).T for sign in (1, -1)]
+    expected = [2 * 0.37**2 * np.sum(each**2) for each in h]
+    assert_allclose(line.curvature, expected, rtol=1e-4 if dtype == "float32" else 1e-11)
+    assert_allclose(line.total_variation, abs(np.log(expected[1] / expected[0])), rtol=1e-4)
+
+
+def test_a_maximum_has_kinks_where_its_winner_changes(x64):
+    steps = one_entry(lambda t: jnp.max(jnp.array([0.0, 1.0, 2.0]) * t - jnp.array([0.0, 1.0, 3.0])))
+    whole = steps(stop=5.0)
+    assert_allclose(whole.kinks, [1.0, 2.0])
+    assert_allclose(whole.curvature, [0.0, 2.0, 8.0])
+    assert_allclose(steps(stop=1.9).kinks, [1.0])
+    r = np.random.default_rng(1)
+    slopes, offsets = r.normal(size=(2, 12))
+    t = np.linspace(-5, 5, 20001)
+    winners = np.argmax(slopes[:, None] * t + offsets[:, None], axis=0)
+    changes = t[:-1][np.diff(winners) != 0]
+    assert len(changes) >= 2
+    # one after the other: a maximum that a later one passes over decides as well, and the curvature does not jump
+    many = one_entry(
+        lambda t: functools.reduce(jnp.maximum, [a * t + b for a, b in zip(slopes, offsets, strict=True)])
+    )(start=-5.0, stop=5.0)
+    jumps = many.kinks[many.curvature_jumps > 1e-9]
+    assert len(jumps) == len(changes) < len(many.kinks)
+    assert_allclose(jumps, changes, atol=1e-3)
+    assert_allclose(many(t), np.max(slopes[:, None] * t + offsets[:, None], axis=0) ** 2, atol=1e-12)
+
+
+def test_an_overtaking_close_to_another_is_found():
+    steep = one_entry(lambda t: jnp.max(jnp.array([0.0, 100.0, 1e6]) * t - jnp.array([0.0, 0.0, 99.99])))
+    line = steep(start=-1.0, stop=3.0)
+    assert_allclose(line.kinks, [0.0, 1e-4], atol=1e-7)
+    assert_allclose(line(np.array([2e-5, 5e-5, 9e-5])), [4e-6, 2.5e-5, 8.1e-5], rtol=1e-4)
+
+
 def test_one_sample_and_float32():
     net, variables, layer, xs = mlp("leaky_relu")
     target = jnp.ones(3)
-    weight = layer_problem(net, variables, layer, xs[0], batched=False).site.weight
-    line = sx.landscape.loss_along_line(net, variables, layer, weight, xs[0], target, start=-3, stop=3)
-    params = jax.tree.map(lambda leaf: leaf, variables)
+    problem = layer_problem(net, variables, layer, xs[0], batched=False)
+    weight, direction = problem.site.weight, jax.random.normal(jax.random.key(5), problem.site.weight.shape)
+    line = sx.landscape.loss_along_line(net, variables, layer, direction, xs[0], target, start=-3, stop=3)
+    output = problem.function(bias=False)
 
-    def loss(t):
-        params["params"]["skip_3"]["body"]["dense_0"]["kernel"] = weight * (1 + t)
-        return float(jnp.sum((net.apply(params, xs[0]) - target) ** 2))
+    @jax.jit
+    @jax.vmap
+    def at(t):
+        moved = weight + t * direction
+        signs = jnp.sign(decisions(problem.network, problem.arrays, xs[0], weights={problem.place: moved}))
+        return jnp.sum((output(moved, problem.arrays, xs[0]) - target) ** 2), signs
 
-    t = np.linspace(-3, 3, 61)
-    expected = np.array([loss(each) for each in t])
+    t = np.linspace(-3, 3, 2001, dtype=np.float32)
+    expected, signs = (np.asarray(each) for each in at(t))
     assert_allclose(line(t), expected, atol=100 * np.finfo(np.float32).eps * expected.max())
-    assert 0 < len(line.kinks) < 30
+    assert len(line.kinks) == np.sum(signs[1:] != signs[:-1]) > 3
 
 
 @pytest.mark.parametrize("case", ["relu", "cnn"])
@@ -180,6 +238,10 @@ def test_a_slice_along_given_directions(x64):
     assert_allclose(linear.coordinates, [-np.sqrt(2), 0, np.sqrt(2)])
 
 
+def with_own(variables, layer, own):
+    return variables | {"params": variables["params"] | {layer: own}}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_curvature_of_the_cross_entropy(seed, x64):
     """Eigenvalues of JAX's Hessian, at several samples and with the bias."""
@@ -198,12 +260,56 @@ def test_the_curvature_of_the_cross_entropy(seed, x64):
     flat, back = jax.flatten_util.ravel_pytree(own)
     hessian = np.asarray(jax.hessian(lambda v: loss(back(v)))(flat))
     found = sx.landscape.cross_entropy_bounds(net, variables, layer, xs, batched=True, bias=True)
+    p = np.asarray(jax.nn.softmax(jax.vmap(functools.partial(net.apply, variables))(xs)))
+    Q = np.asarray(jax.vmap(lambda x: jax.jacobian(lambda v: net.apply(with_own(params, layer, back(v)), x))(flat))(xs))
+    s = np.linalg.svd((Q - Q.mean(axis=1, keepdims=True)).reshape(12, -1), compute_uv=False)
+    assert_allclose(found.lower, p.min() * s**2, atol=1e-11 * s[0] ** 2)
+    assert_allclose(found.upper, min(p.max(), 0.5) * s**2, atol=1e-11 * s[0] ** 2)
     expected = np.linalg.eigvalsh(hessian)[::-1][: found.actual.size]
     assert_allclose(found.actual, expected, atol=1e-12 * expected[0])
     assert bool(found.applies)
     assert np.all(found.lower <= expected + 1e-12 * expected[0])
     assert np.all(expected <= found.upper + 1e-12 * expected[0])
     assert np.all(found.lower[:3] > 0)
+
+
+def test_a_plane_needs_two_directions(x64):
+    f = lambda params, x: params["w"] @ x  # noqa: E731
+    plane = functools.partial(sx.landscape.loss_slice, f, {"w": jnp.ones((1, 3))}, "w", jnp.ones(3), jnp.ones(1))
+    with pytest.raises(ValueError, match="two that are parallel"):
+        plane()
+    with pytest.raises(ValueError, match="two that are parallel"):
+        plane(directions=(jnp.ones((1, 3)), -2 * jnp.ones((1, 3))))
+
+
+def test_a_region_too_thin_for_the_plane_is_empty(x64):
+    f = lambda params, x: jax.nn.relu(params["w"] @ x)  # noqa: E731
+    first, second = jnp.array([[1.0, 0], [0, 0]]), jnp.array([[0, 0], [0, 1.0]])
+    tiny = {"w": jnp.diag(jnp.array([1e-16, 1.0]))}
+    plane = sx.landscape.loss_slice(
+        f, tiny, "w", jnp.ones(2), jnp.zeros(2), directions=(first, second), extent=1.0, resolution=3
+    )
+    assert plane.reach == 0  # a unit at its kink, up to rounding
+    assert not plane.contains([[0.0, 0.0], [-1.0, -1.0]]).any()
+
+
+def test_16_bits_and_complex_numbers_are_refused():
+    x, y = jnp.ones(2), jnp.ones(2)
+    half = lambda params, x: jax.nn.relu(params["w"].astype(jnp.bfloat16) @ x.astype(jnp.bfloat16))  # noqa: E731
+    with pytest.raises(ValueError, match="computes in 16 bits"):
+        sx.landscape.loss_along_line(half, {"w": jnp.eye(2)}, "w", jnp.eye(2), x, y)
+    linear = lambda params, x: params["w"] @ x  # noqa: E731
+    unit = {"w": jnp.eye(2)}
+    with pytest.raises(TypeError, match="y must be real"):
+        sx.landscape.loss_along_line(linear, unit, "w", jnp.eye(2), x, y.astype(jnp.complex64))
+    with pytest.raises(TypeError, match="direction must be real"):
+        sx.landscape.loss_along_line(linear, unit, "w", unit["w"].astype(jnp.complex64), x, y)
+    for call in (sx.landscape.loss_along_line, sx.landscape.loss_slice):
+        extra = (jnp.eye(2),) if call is sx.landscape.loss_along_line else ()
+        with pytest.raises(TypeError, match="real weight and a real output"):
+            call(linear, {"w": jnp.eye(2, dtype=jnp.complex64)}, "w", *extra, x.astype(jnp.complex64), y)
+    with pytest.raises(TypeError, match="floating"):
+        sx.landscape.loss_slice(lambda p, x: jnp.argmax(p["w"] @ x)[None], unit, "w", x, jnp.ones(1))
 
 
 def test_what_cannot_be_had_is_refused():
@@ -230,7 +336,7 @@ def test_what_cannot_be_had_is_refused():
         plane(resolution=4)
     with pytest.raises(ValueError, match="extent must be positive"):
         plane(extent=0.0)
-    with pytest.raises(ValueError, match=r"singular values that are not zero, got number 64"):
+    with pytest.raises(ValueError, match=r"singular values that are not zero to round-off, got number 64"):
         plane(directions=(0, 64))
     with pytest.raises(ValueError, match="must not be zero"):
         plane(directions=(weight, 0 * weight))

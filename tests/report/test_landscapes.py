@@ -1,5 +1,7 @@
 """The pictures of landscapes show what they were given."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,16 @@ def test_a_slice_with_its_border():
     assert figure.get_suptitle() == "the title"
     with pytest.raises(ValueError, match="at least one slice"):
         report.loss_slices({})
+
+
+@pytest.mark.parametrize(
+    "loss", [1 + 2e-16 * np.eye(5), np.full((5, 5), 1e17), np.full((5, 5), np.nan), np.zeros((5, 5))]
+)
+def test_a_loss_without_levels_is_drawn_all_the_same(loss):
+    plane = sx.landscape.loss_slice(f, ONE, "w", jnp.ones(2), jnp.zeros(2), extent=3.0, resolution=5)
+    figure = report.loss_slices({"flat": dataclasses.replace(plane, loss=loss, quadratic=loss)})
+    figure.canvas.draw()
+    assert len(figure.axes) == 3
 
 
 def test_a_row_for_each_layer():

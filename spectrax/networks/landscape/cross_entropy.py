@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import vectors
+from spectrax.networks.landscape.factors import values_of
 from spectrax.networks.landscape.operators import layer_operator, layer_problem
 from spectrax.networks.landscape.quadratic import is_quadratic
 from spectrax.spectrum.functions import materializable
@@ -77,7 +78,7 @@ def cross_entropy_bounds(
     means = jnp.sum(p[..., None] * rows, axis=-2, keepdims=True)
     weighted = jnp.sqrt(p)[..., None] * (rows - means)
     centred = rows - jnp.mean(rows, axis=-2, keepdims=True)
-    s, actual = (jnp.linalg.svd(each.reshape(Q.shape), compute_uv=False) ** 2 for each in (centred, weighted))
+    s, actual = (values_of(each.reshape(Q.shape)) ** 2 for each in (centred, weighted))
     return bound(
         "softmax", "eigenvalues of the Hessian", "f affine in the weights: p_min s_i(P Q)^2 <= lambda_i(H) <= "
         "min(p_max, 1/2) s_i(P Q)^2",

@@ -11,7 +11,7 @@ from jax import core as jax_core
 
 from spectrax import checks, vectors
 from spectrax.networks.landscape.operators import LayerProblem, layer_problem, weight_direction
-from spectrax.networks.landscape.quadratic import check_quadratic, check_target
+from spectrax.networks.landscape.quadratic import check_quadratic, check_real, check_target, lowest_precision
 from spectrax.networks.layer_finding import Network
 from spectrax.programs.layers import trace
 
@@ -115,13 +115,14 @@ def loss_along_line(
         chunk_size: How many pieces are looked at in one call of the compiled program.
 
     Returns:
-        A `LossAlongLine`. Kinks closer than round-off are one. A decision that the output doesn't see, such as that of
-        a unit that a later maximum passes over, is a kink at which the curvature does not jump.
+        A `LossAlongLine`. Kinks that are closer than their rounding errors are one. A decision that the output doesn't
+        see, such as that of a unit that a later maximum passes over, is a kink at which the curvature does not jump.
 
     Raises:
-        TypeError: As `layer_operator`; or if called under `jit`, since the number of pieces depends on the values.
-        ValueError: As `local_quadratic`; or if start is not below stop, if the direction has another shape than the
-            weight, or if the loss is not finite.
+        TypeError: As `layer_operator`; if weights or outputs are complex; or if called under `jit`, since the number of
+            pieces depends on the values.
+        ValueError: As `local_quadratic`; if the network computes in 16 bits, whose roundings look like kinks; if start
+            is not below stop, the direction has another shape than the weight, or the loss is not finite.
 
     Cost:
         About two evaluations of the network and its derivative for each kink of each sample.
@@ -149,6 +150,9 @@ def loss_along_line(
     if any(isinstance(leaf, jax_core.Tracer) for leaf in leaves):
         raise TypeError("loss_along_line finds as many pieces as there are, which cannot be under jit or vmap")
     check_quadratic("loss_along_line", problem)
+    check_real("loss_along_line", problem)
+    if lowest_precision(problem) < 32:
+        raise ValueError("loss_along_line: the network computes in 16 bits, whose roundings look like kinks")
     direction = weight_direction("direction", direction, problem)
     y = check_target(problem, y)
     points = problem.point if batched else jax.tree.map(lambda leaf: leaf[None], problem.point)
@@ -160,24 +164,30 @@ def loss_along_line(
 
 
 class _Pieces(NamedTuple):
-    """Pieces of the lines of single samples, in any order; all of shape (pieces,)."""
+    """Pieces of the lines of single samples, in any order; all of shape (pieces,) but for `pattern`, (pieces, 2)."""
 
     sample: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    low_error: np.ndarray
     value: np.ndarray
     slope: np.ndarray
     curvature: np.ndarray
+    pattern: np.ndarray
 
 
 class _AtPlace(NamedTuple):
-    """A network at one place t of a line: what it decides by, and the loss; each with its derivative in t."""
+    """A network at one place t of a line: what it decides by, and the loss; each with its derivative in t.
+
+    `pattern` is a hash of the decisions' signs, and of which of them there are: equal ones for equal decisions.
+    """
 
     decisions: jax.Array
     decision_slopes: jax.Array
     value: jax.Array
     slope: jax.Array
     curvature: jax.Array
+    pattern: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("network", "place"))
@@ -194,7 +204,9 @@ def _at_places(network: Network, place: int, arrays, weight, direction, points, 
         (decisions, output), (decision_slopes, moves) = jax.jvp(along, (t,), (jnp.ones_like(t),))
         residual = vectors.subtract(output, target)
         squares = vectors.norm(residual) ** 2, 2 * vectors.vdot(residual, moves), 2 * vectors.norm(moves) ** 2
-        return _AtPlace(decisions, decision_slopes, *squares)
+        codes = jnp.where(jnp.isnan(decisions), 2, jnp.sign(decisions) + 4).astype(jnp.uint32)
+        bits = jax.random.bits(jax.random.key(0), (2, decisions.size), jnp.uint32)  # any fixed numbers serve as a hash
+        return _AtPlace(decisions, decision_slopes, *squares, jnp.sum(bits * codes, axis=1, dtype=jnp.uint32))
 
     return jax.vmap(one)(samples, t)
 
@@ -219,54 +231,114 @@ def _pieces(
     scale = max(abs(start), abs(stop))
     count = jax.tree.leaves(points)[0].shape[0]
     samples, low, high = np.arange(count), np.full(count, start), np.full(count, stop)
-    dealt_with = np.full(count, -1)
+    low_error, dealt_with = np.zeros(count), np.full(count, -1)
     finished: list[_Pieces] = []
     while len(samples):
         take = slice(0, chunk_size)
-        own, a, b, last = samples[take], low[take], high[take], dealt_with[take]
-        samples, low, high, dealt_with = (each[chunk_size:] for each in (samples, low, high, dealt_with))
+        own, a, b, error, last = samples[take], low[take], high[take], low_error[take], dealt_with[take]
+        samples, low, high, low_error, dealt_with = (
+            each[chunk_size:] for each in (samples, low, high, low_error, dealt_with)
+        )
         middle = ((a + b) / 2).astype(dtype)
         fill = (0, chunk_size - len(own))
         at = _at_places(problem.network, problem.place, problem.arrays, weight.astype(dtype), direction.astype(dtype),
                         points, targets, np.pad(own, fill), np.pad(middle, fill, mode="edge"))  # fmt: skip
-        at = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[: len(own)], at)  # noqa: B023
-        zeros = _zeros(at, middle, a, b, order > last[:, None], eps, scale)
+        at = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(own)], at)  # noqa: B023
+        zeros, errors = _zeros(at, order, middle, a, b, order > last[:, None], eps, scale)
         first = np.min(np.where(np.isnan(zeros), len(struct), order), axis=1, initial=len(struct))
         done = first == len(struct)
-        finished.append(_Pieces(own[done], a[done], b[done], at.value[done], at.slope[done], at.curvature[done]))
+        finished.append(
+            _Pieces(*(each[done] for each in (own, a, b, error, at.value, at.slope, at.curvature, at.pattern)))
+        )
         for i in np.flatnonzero(~done):
-            inside = np.unique(zeros[i][(order == first[i]) & ~np.isnan(zeros[i])])
+            chosen = np.flatnonzero((order == first[i]) & ~np.isnan(zeros[i]))
+            inside, inside_errors = _distinct(zeros[i][chosen], errors[i][chosen])
             ends = np.concatenate([[a[i]], inside, [b[i]]])
             samples = np.append(samples, np.full(len(ends) - 1, own[i]))
             low, high = np.append(low, ends[:-1]), np.append(high, ends[1:])
+            low_error = np.concatenate([low_error, [error[i]], inside_errors])
             dealt_with = np.append(dealt_with, np.full(len(ends) - 1, max(first[i], last[i])))
     return _Pieces(*map(np.concatenate, zip(*finished, strict=True)))
 
 
 def _zeros(
-    at: _AtPlace, middle: np.ndarray, low: np.ndarray, high: np.ndarray, new: np.ndarray, eps: float, scale: float
-) -> np.ndarray:
-    """Return where each decision of each piece is zero inside of it, NaN where it is not."""
+    at: _AtPlace, order: np.ndarray, middle: np.ndarray, low: np.ndarray, high: np.ndarray, new: np.ndarray,
+    eps: float, scale: float,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Return where each decision of each piece is zero inside of it, NaN where it is not, and the zeros' errors."""
     middle, low, high = (each.astype(np.float64)[:, None] for each in (middle, low, high))
+    decisions, slopes = (each.astype(np.float64) for each in (at.decisions, at.decision_slopes))
     with np.errstate(divide="ignore", invalid="ignore"):
-        zeros = middle - at.decisions / at.decision_slopes
-    # A decision that split the piece is zero at its end, up to rounding: it is not found once more. One that compares
-    # with the largest may split again, since it is another one after that.
-    margin = np.where(new, 0, np.sqrt(eps) * (high - low))
-    inside = (zeros > low + margin) & (zeros < high - margin) & (high - low > 4 * eps * scale)
-    return np.where(inside, zeros, np.nan)
+        zeros = middle - decisions / slopes
+        candidate = (zeros > low) & (zeros < high) & (high - low > 4 * eps * scale)
+        # A decision is a sum whose terms are as large as the others of its array are, as a rule.
+        usual = np.zeros_like(decisions)
+        for array in np.unique(order[candidate.any(axis=0)]):
+            usual[:, order == array] = _usual_size(np.asarray(decisions)[:, order == array])
+        errors = 16 * eps * (scale + (np.abs(decisions) + usual) / np.abs(slopes))
+    # What is zero at an end up to rounding is so at the same place as what split the piece there. A decision that split
+    # it itself is found there once more, with a larger error; one that compares with the largest may split again.
+    margin = np.where(new, errors, 4 * errors)
+    inside = candidate & (zeros > low + margin) & (zeros < high - margin)
+    return np.where(inside, zeros, np.nan), errors
+
+
+def _usual_size(decisions: np.ndarray) -> np.ndarray:
+    """Return the median size of each row's entries, without NaN and zeros; zero where nothing is left."""
+    sizes = np.sort(np.where(np.isnan(decisions) | (decisions == 0), np.inf, np.abs(decisions)), axis=1)
+    count = np.isfinite(sizes).sum(axis=1, keepdims=True)
+    return np.where(count > 0, np.take_along_axis(sizes, np.maximum(count - 1, 0) // 2, axis=1), 0)
+
+
+def _distinct(places: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places in order, one of those that lie within their errors of each other."""
+    order = np.argsort(places)
+    places, errors = places[order], errors[order]
+    apart = np.ones(len(places), bool)
+    apart[1:] = np.diff(places) > errors[1:] + errors[:-1]
+    return places[apart], errors[apart]
 
 
 def _sum_over_samples(pieces: _Pieces, start: float, stop: float) -> LossAlongLine:
-    breaks = np.unique(np.concatenate([[start, stop], pieces.low]))
+    samples = [_without_spurious_kinks(pieces, number) for number in np.unique(pieces.sample)]
+    lows, errors = (np.concatenate([getattr(own, name)[1:] for own in samples]) for name in ("low", "low_error"))
+    breaks = np.concatenate([[start], _distinct(lows, errors)[0], [stop]])
     middles = (breaks[:-1] + breaks[1:]) / 2
     value, slope, curvature = (np.zeros_like(middles) for _ in range(3))
-    for sample in np.unique(pieces.sample):
-        own = np.flatnonzero(pieces.sample == sample)
-        own = own[np.argsort(pieces.low[own])]
-        own = own[np.searchsorted(pieces.low[own], middles, side="right") - 1]
-        step = middles - (pieces.low[own] + pieces.high[own]) / 2
-        value += pieces.value[own] + pieces.slope[own] * step + pieces.curvature[own] * step**2 / 2
-        slope += pieces.slope[own] + pieces.curvature[own] * step
-        curvature += pieces.curvature[own]
+    for own in samples:
+        at = np.searchsorted(own.low, middles, side="right") - 1
+        step = middles - (own.low[at] + own.high[at]) / 2
+        value += own.value[at] + own.slope[at] * step + own.curvature[at] * step**2 / 2
+        slope += own.slope[at] + own.curvature[at] * step
+        curvature += own.curvature[at]
     return LossAlongLine(breaks, value, slope, curvature)
+
+
+def _without_spurious_kinks(pieces: _Pieces, sample: int) -> _Pieces:
+    """Return one sample's pieces in order, those joined between which all decisions are the same.
+
+    A maximum is taken apart where two of its candidates are equal, which is no kink where a third one is larger.
+    """
+    chosen = np.flatnonzero(pieces.sample == sample)
+    own = _Pieces(*(each[chosen[np.argsort(pieces.low[chosen])]] for each in pieces))
+    own = own._replace(value=own.value.astype(np.float64), slope=own.slope.astype(np.float64),
+                       curvature=own.curvature.astype(np.float64))  # fmt: skip
+    changes = np.ones(len(own.low), bool)
+    changes[1:] = np.any(own.pattern[1:] != own.pattern[:-1], axis=1)
+    group = np.cumsum(changes) - 1
+    widths = own.high - own.low
+    by_width = np.lexsort((widths, group))
+    widest = by_width[np.append(np.flatnonzero(np.diff(group[by_width])), len(group) - 1)]  # the last of each group
+    low = own.low[changes]
+    high = np.append(low[1:], own.high[-1])
+    step = (low + high) / 2 - (own.low[widest] + own.high[widest]) / 2
+    return own._replace(
+        sample=own.sample[widest],
+        low=low,
+        high=high,
+        low_error=own.low_error[changes],
+        value=own.value[widest] + own.slope[widest] * step + own.curvature[widest] * step**2 / 2,
+        slope=own.slope[widest] + own.curvature[widest] * step,
+        curvature=own.curvature[widest],
+        pattern=own.pattern[widest],
+    )

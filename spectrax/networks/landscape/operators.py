@@ -127,12 +127,15 @@ def weight_direction(name: str, direction: Any, problem: LayerProblem) -> jax.Ar
         The direction, in the dtype of the weight.
 
     Raises:
+        TypeError: If it is complex and the weight is not.
         ValueError: If it has not the shape of the weight, or is not finite.
     """
     weight = problem.site.weight
     direction = jnp.asarray(direction)
     if direction.shape != weight.shape:
         raise ValueError(f"{name} must have the shape of the weight, {weight.shape}, got {direction.shape}")
+    if vectors.is_complex(direction.dtype) and not vectors.is_complex(weight.dtype):
+        raise TypeError(f"{name} must be real, as the weight is, got {direction.dtype.name}")
     direction = direction.astype(weight.dtype)
     if not isinstance(direction, jax_core.Tracer) and not bool(jnp.all(jnp.isfinite(direction))):
         raise ValueError(f"{name} must be finite")

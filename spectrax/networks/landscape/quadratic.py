@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax import vectors
+from spectrax import checks, vectors
 from spectrax.networks.landscape.operators import LayerProblem, layer_operator, layer_problem
 from spectrax.networks.local_linear import decisions
+from spectrax.programs.equations import equations
 from spectrax.programs.layers import trace
 from spectrax.programs.piecewise import Form, form_of
 
@@ -146,13 +147,49 @@ def check_target(problem: LayerProblem, y: PyTree) -> PyTree:
         y.
 
     Raises:
+        TypeError: If the output is not floating-point, or y is complex and the output is not.
         ValueError: If y has not the structure and shape of the output.
     """
     output = jax.eval_shape(problem.function(bias=False), problem.site.weight, problem.arrays, problem.point)
+    for leaf in jax.tree.leaves(output):
+        checks.inexact("the network's output", leaf.dtype)
     y = jax.tree.map(jnp.asarray, y)
+    real_output = not any(vectors.is_complex(leaf.dtype) for leaf in jax.tree.leaves(output))
+    if real_output and any(vectors.is_complex(leaf.dtype) for leaf in jax.tree.leaves(y)):
+        raise TypeError("y must be real, as the output is, got complex numbers")
     expected = jax.tree.map(lambda leaf: leaf.shape, output)
     if jax.tree.map(jnp.shape, y) != expected:
         raise ValueError(
             f"y must have the structure and shape of the output, {expected}, got {jax.tree.map(jnp.shape, y)}"
         )
     return y
+
+
+def check_real(what: str, problem: LayerProblem) -> None:
+    """Refuse complex weights and outputs.
+
+    Args:
+        what: The name of the function that asks.
+        problem: The layer.
+
+    Raises:
+        TypeError: If the weight or the output is complex.
+    """
+    output = jax.eval_shape(problem.function(bias=False), problem.site.weight, problem.arrays, problem.point)
+    if any(vectors.is_complex(leaf.dtype) for leaf in [problem.site.weight, *jax.tree.leaves(output)]):
+        raise TypeError(f"{what} needs a real weight and a real output, got complex numbers")
+
+
+def lowest_precision(problem: LayerProblem) -> int:
+    """Return the fewest bits of a floating-point number that the network computes with.
+
+    Args:
+        problem: The layer.
+
+    Returns:
+        The bits.
+    """
+    program = jax.make_jaxpr(problem.function(bias=False))(problem.site.weight, problem.arrays, problem.point)
+    avals = [variable.aval for equation in equations(program.jaxpr) for variable in equation.outvars]
+    kinds = [aval.dtype for aval in avals if jnp.issubdtype(getattr(aval, "dtype", jnp.int32), jnp.floating)]
+    return min((jnp.finfo(kind).bits for kind in kinds), default=64)

@@ -12,7 +12,7 @@ from jax import core as jax_core
 
 from spectrax import checks, vectors
 from spectrax.networks.landscape.operators import LayerProblem, layer_operator, layer_problem, weight_direction
-from spectrax.networks.landscape.quadratic import check_quadratic, check_target
+from spectrax.networks.landscape.quadratic import check_quadratic, check_real, check_target
 from spectrax.networks.layer_finding import Network
 from spectrax.networks.local_linear import decisions
 from spectrax.programs.layers import trace
@@ -30,7 +30,8 @@ class LossSlice:
         loss: The loss at (a, b) = (coordinates[i], coordinates[j]), shape (resolution, resolution).
         quadratic: The local quadratic there, likewise: |Q vec(a * first + b * second) + r|^2.
         border: The corners of the region in the plane in which no decision changes and the two are equal, in order,
-            shape (corners, 2); cut off where the plane drawn ends. A convex polygon; empty at a kink.
+            shape (corners, 2); cut off where the plane drawn ends. A convex polygon; empty at a kink, and where it is
+            too thin for the plane's coordinates.
         reach: The distance of the nearest kink in the plane; inf where nothing is decided.
         directions: The two directions, shape (2, *weight).
         singular_values: |Q first| / |first| and |Q second| / |second|, shape (2,): the singular values, for singular
@@ -59,7 +60,9 @@ class LossSlice:
             return np.zeros(points.shape[:-1], bool)
         edges = np.roll(self.border, -1, axis=0) - self.border
         away = points[..., None, :] - self.border
-        return np.all(edges[:, 0] * away[..., 1] - edges[:, 1] * away[..., 0] >= 0, axis=-1)
+        areas = edges[:, 0] * away[..., 1] - edges[:, 1] * away[..., 0]
+        rounding = 16 * np.finfo(np.float64).eps * np.abs(self.coordinates[-1]) * np.linalg.norm(edges, axis=1)
+        return np.all(areas >= -rounding, axis=-1)
 
 
 def loss_slice(
@@ -91,12 +94,13 @@ def loss_slice(
         A `LossSlice`.
 
     Raises:
-        TypeError: As `layer_operator`; or if called under `jit`, since the number of corners depends on the values.
-        ValueError: As `local_quadratic`; or if a direction has another shape than the weight, or there are fewer
-            singular directions, or the extent is not positive, or the resolution even or less than 3.
+        TypeError: As `layer_operator`; if weights or outputs are complex; or if called under `jit`, since the number of
+            corners depends on the values.
+        ValueError: As `local_quadratic`; or if a direction has another shape than the weight, there are fewer singular
+            directions, or the two are parallel; or if the extent is not positive, or the resolution even or below 3.
 
     Cost:
-        `resolution`^2 evaluations of the network; a decomposition of Q for singular directions.
+        resolution^2 evaluations of the network; a decomposition of Q for singular directions.
 
     Example:
         >>> import jax
@@ -124,11 +128,14 @@ def loss_slice(
     if any(isinstance(leaf, jax_core.Tracer) for leaf in jax.tree.leaves((problem.arrays, problem.point, y))):
         raise TypeError("loss_slice finds as many corners as there are, which cannot be under jit or vmap")
     check_quadratic("loss_slice", problem)
+    check_real("loss_slice", problem)
     y = check_target(problem, y)
     pair = _directions(net, params, layer, problem, directions, max_bytes)
     planes = _half_planes(problem, pair)
     distances = planes[:, 0] / np.maximum(np.hypot(planes[:, 1], planes[:, 2]), np.finfo(np.float64).tiny)
     reach = float(np.min(distances, initial=np.inf))
+    if reach <= 100 * float(jnp.finfo(pair.dtype).eps) * float(vectors.norm(problem.site.weight)):
+        reach = 0.0  # a decision at its kink, up to rounding
     if extent is None:
         extent = 3 * reach if 0 < reach < np.inf else float(vectors.norm(problem.site.weight))
     coordinates = np.linspace(-extent, extent, resolution)
@@ -171,11 +178,20 @@ def _directions(
     for each in directions:
         if isinstance(each, int):
             if not -len(found) <= each < len(found):
-                raise ValueError(f"directions: Q has {len(found)} singular values that are not zero, got number {each}")
+                raise ValueError(
+                    f"directions: Q has {len(found)} singular values that are not zero to round-off, got number {each}"
+                )
             each = found[each]
         pair.append(weight_direction("directions", each, problem))
-    if any(float(vectors.norm(each)) == 0 for each in pair):
+    lengths = [float(vectors.norm(each)) for each in pair]
+    if 0 in lengths:
         raise ValueError("directions must not be zero")
+    first, second = (
+        each.astype(vectors.working_dtype(each.dtype)) / size for each, size in zip(pair, lengths, strict=True)
+    )
+    apart = min(float(vectors.norm(first - second)), float(vectors.norm(first + second)))
+    if apart <= 100 * float(jnp.finfo(first.dtype).eps):
+        raise ValueError("directions must span a plane, got two that are parallel")
     return jnp.stack(pair)
 
 
@@ -225,5 +241,9 @@ def _region(planes: np.ndarray, extent: float) -> np.ndarray:
                 kept.append(corners[i])
             if (heights[i] >= 0) != (heights[j] >= 0):
                 kept.append(corners[i] + (corners[j] - corners[i]) * heights[i] / (heights[i] - heights[j]))
-        corners = np.array(kept)
-    return corners
+        corners = np.array(kept).reshape(-1, 2)
+        if len(corners) < 3:
+            return np.zeros((0, 2))
+    x, y = corners.T
+    area = abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+    return corners if area > 1e-12 * extent**2 else np.zeros((0, 2))
