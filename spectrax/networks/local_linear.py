@@ -273,7 +273,7 @@ def local_linear(net: Any, params: PyTree, x: PyTree, /) -> LocalLinear:
     A = jacobian_operator(_OfInput(function), point, arrays)
     layers = []
     for place, (name, site) in enumerate(zip(function.names(found.sites), found.sites, strict=True)):
-        after = jacobian_operator(_Tapped(function, place), jnp.zeros_like(site.output), arrays, point)
+        after = jacobian_operator(Tapped(function, place), jnp.zeros_like(site.output), arrays, point)
         struct = jax.ShapeDtypeStruct(site.input.shape, site.input.dtype)
         bare = site._replace(weight=None, input=None, output=None)  # no arrays in what is static
         layer_map = aslinearoperator(_Applied(function, place, bare), struct, site.weight)
@@ -308,7 +308,7 @@ class _OfInput:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tapped:
+class Tapped:
     """The network's output as a function of what is added behind one layer."""
 
     network: Network

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jax_core
 
 PyTree = Any
@@ -35,6 +36,22 @@ def primitives_on(function: Callable, struct: PyTree) -> frozenset[str]:
     names: set[str] = set()
     _follow(closed.jaxpr, [True] * len(closed.jaxpr.invars), names)
     return frozenset(names)
+
+
+def lowest_precision(function: Callable, *structs: PyTree) -> int:
+    """Return the fewest bits of a floating-point number that a function computes with.
+
+    Args:
+        function: A function of pytrees; it is traced, and may close over anything.
+        *structs: The structures of its arguments.
+
+    Returns:
+        The bits; 64 if there are no such numbers.
+    """
+    program = jax.make_jaxpr(lambda *arguments: function(*arguments))(*structs).jaxpr
+    avals = [variable.aval for equation in equations(program) for variable in equation.outvars]
+    kinds = [aval.dtype for aval in avals if jnp.issubdtype(getattr(aval, "dtype", jnp.int32), jnp.floating)]
+    return min((jnp.finfo(kind).bits for kind in kinds), default=64)
 
 
 def _follow(jaxpr: Any, flags: list[bool], names: set[str]) -> list[bool]:

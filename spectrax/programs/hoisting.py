@@ -109,6 +109,27 @@ def hoist(function: Callable, *structs: PyTree) -> Hoisted:
     return _trace(function, frozen)
 
 
+def compiled(function: Callable, *structs: PyTree) -> Callable[..., PyTree]:
+    """Return a function under `jit` that sees what it closes over as that is now.
+
+    A plain `jit` of a function that closes over an array would go on with the array that it first saw.
+
+    Args:
+        function: Any JAX function of the arguments that `structs` describes.
+        *structs: As in `hoist`.
+
+    Returns:
+        A function of such arguments. Equal functions that close over no array share their compiled programs.
+    """
+    hoisted = hoist(function, *structs)
+    return functools.partial(_jitted, hoisted.program, hoisted.consts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jitted(program: Program | Direct, consts: tuple, *args: PyTree) -> PyTree:
+    return program(consts, *args)
+
+
 def _is_hashable(function: Callable) -> bool:
     try:
         hash(function)

@@ -377,3 +377,29 @@ def test_bad_input():
     with pytest.raises(ValueError, match="layer_0"):
         sx.landscape.layer_gram(relu_network, params, "layer_9", xs, batched=True)
     assert spectra(xs, layers=()) == {}
+
+
+@pytest.mark.parametrize("place", ["weights", "sample"])
+def test_a_network_that_is_lost_has_no_spectrum(place):
+    """A unit that is NaN counts as switched off in derivatives: without care, Q would be zero and nothing amiss."""
+    params = {"a": jnp.ones((4, 3)), "b": jnp.ones((2, 4))}
+    x = jnp.ones(3)
+    if place == "weights":
+        params["a"] = params["a"].at[0, 0].set(jnp.nan)
+    else:
+        x = x.at[0].set(jnp.nan)
+
+    def net(params, x):
+        return params["b"] @ jax.nn.relu(params["a"] @ x)
+
+    for layer in "ab":
+        for gram in (False, True):
+            spectrum = sx.landscape.layer_spectrum(net, params, layer, x, gram=gram)
+            assert np.isnan(spectrum.values).all()
+            assert int(spectrum.rank) == -1
+        assert np.isnan(sx.landscape.layer_gram(net, params, layer, x)).all()
+        several = sx.landscape.layer_spectra(net, params, jnp.stack([x, jnp.ones(3)]))[layer]
+        assert np.isnan(several.values[0]).all()
+        assert np.isfinite(several.values[1]).all() == (place == "sample")
+        with pytest.raises(ValueError, match="output is not finite"):
+            sx.landscape.loss_slice(net, params, layer, x, jnp.zeros(2))

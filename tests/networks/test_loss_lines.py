@@ -351,3 +351,38 @@ def test_what_cannot_be_had_is_refused():
     assert not bool(bounds.applies)
     with pytest.raises(ValueError, match="at least two classes"):
         sx.landscape.cross_entropy_bounds(lambda p, x: p["w"] @ x, {"w": jnp.ones((1, 4))}, "w", xs[0])
+
+
+class Unhashable:
+    """A head whose weights may change between two calls; as many users' own objects, it cannot be hashed."""
+
+    __hash__ = None
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def __call__(self, params, x):
+        return self.scale * jnp.ones((1, 2)) @ jax.nn.relu(params["w"] @ x)
+
+
+@pytest.mark.parametrize("hashable", [True, False])
+def test_what_a_network_closes_over_counts_as_it_is_now(hashable):
+    """Nothing compiled for the first call goes on with the arrays that were closed over then."""
+    head = {"row": jnp.ones((1, 2))}
+    net = (lambda params, x: head["row"] @ jax.nn.relu(params["w"] @ x)) if hashable else Unhashable()
+    params, x, y = {"w": jnp.eye(2)}, jnp.ones(2), jnp.zeros(1)
+    plane = jnp.array([[1.0, 0], [0, 0]]), jnp.array([[0.0, 0], [0, 1]])
+    for scale in (1.0, 3.0):
+        head["row"] = scale * jnp.ones((1, 2))
+        if not hashable:
+            net.scale = jnp.float32(scale)
+        # the output is scale (1, 1) W x = 2 scale, and Q = x^T kron scale (1, 1)
+        line = sx.landscape.loss_along_line(net, params, "w", jnp.eye(2), x, y)
+        assert_allclose(line(0.0), (2 * scale) ** 2, rtol=1e-6)
+        loss = sx.landscape.loss_slice(net, params, "w", x, y, resolution=3, extent=0.1, directions=plane).loss
+        assert_allclose(loss[1, 1], (2 * scale) ** 2, rtol=1e-6)
+        for spectrum in (
+            sx.landscape.layer_spectrum(net, params, "w", x),
+            jax.tree.map(lambda leaf: leaf[0], sx.landscape.layer_spectra(net, params, x[None])["w"]),
+        ):
+            assert_allclose(spectrum.values[0], 2 * scale, rtol=1e-6)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from spectrax import vectors
 from spectrax.networks.landscape.factors import values_of
-from spectrax.networks.landscape.operators import layer_operator, layer_problem
+from spectrax.networks.landscape.operators import layer_problem
 from spectrax.networks.landscape.quadratic import is_quadratic
 from spectrax.spectrum.functions import materializable
 from spectrax.theory.perturbation import Bound
@@ -64,7 +64,7 @@ def cross_entropy_bounds(
         of mean zero, |S| <= 1/2 by Gershgorin; then Weyl's monotonicity.
     """
     problem = layer_problem(net, params, layer, x, batched=batched)
-    Q = layer_operator(net, params, layer, x, batched=batched, bias=bias)
+    Q = problem.operator(bias=bias)
     out = Q.out_struct
     if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) < 1 + batched or out.shape[-1] < 2:
         raise ValueError(f"the output must be one array with the logits of at least two classes, got {out}")

@@ -1,6 +1,5 @@
 """Q of a layer that multiplies one vector, by its factors: Q = [z_g^T kron (M_g D_g)] over the samples g."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.networks.landscape.operators import LayerProblem
-from spectrax.networks.layer_finding import Network
+from spectrax.networks.local_linear import Tapped
 from spectrax.operators import jacobian_operator
 from spectrax.operators.precision import in_working_precision
 from spectrax.programs.layers import Site, trace
@@ -39,7 +38,7 @@ def factors(problem: LayerProblem, *, bias: bool) -> tuple[jax.Array, jax.Array]
 
     def one(x: PyTree) -> tuple[jax.Array, jax.Array]:
         site = trace(network, arrays, x).sites[place]
-        after = jacobian_operator(_AfterLayer(network, place), jnp.zeros_like(site.output), arrays, x)
+        after = jacobian_operator(Tapped(network, place), jnp.zeros_like(site.output), arrays, x)
         matrix = in_working_precision(after).to_dense()
         z = site.input.ravel().astype(matrix.dtype)
         return jnp.concatenate([z, jnp.ones((int(bias),), z.dtype)]), matrix
@@ -102,14 +101,3 @@ def check_size(layer: str, shape: tuple[int, int], dtype: Any, max_bytes: int | 
             f"{what}, above the limits of {FACTORIZED_SIDE} on the shorter side and {FACTORIZED_ENTRIES} on the "
             f"entries: allow it by max_bytes={needed}; {advice}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _AfterLayer:
-    """The network's output as a function of what is added behind one layer."""
-
-    network: Network
-    place: int
-
-    def __call__(self, tap: jax.Array, arrays: list[jax.Array], x: PyTree) -> PyTree:
-        return trace(self.network, arrays, x, taps={self.place: tap}).output

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from spectrax import vectors
 from spectrax.networks.landscape.factors import check_size, factors, multiplies_one_vector
-from spectrax.networks.landscape.operators import LayerProblem, layer_operator, layer_problem
+from spectrax.networks.landscape.operators import LayerProblem, layer_problem, where_finite
 from spectrax.operators import LinearOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.spectrum.functions import power_of_two
@@ -60,8 +60,8 @@ def layer_gram(
         As `layer_operator`; Jacot, Gabriel, Hongler 2018 (arXiv:1806.07572) for the kernel.
     """
     problem = layer_problem(net, params, layer, x, batched=batched)
-    Q = layer_operator(net, params, layer, x, batched=batched, bias=bias)
-    return gram_of(problem, Q, bias=bias, max_bytes=max_bytes)
+    Q = problem.operator(bias=bias)
+    return where_finite(problem.output(), gram_of(problem, Q, bias=bias, max_bytes=max_bytes))
 
 
 def gram_of(problem: LayerProblem, Q: LinearOperator, *, bias: bool, max_bytes: int | None) -> jax.Array:

@@ -1,7 +1,6 @@
 """The loss along a line in one layer's weights, as its exact pieces, with every kink between them."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +10,10 @@ from jax import core as jax_core
 
 from spectrax import checks, vectors
 from spectrax.networks.landscape.operators import LayerProblem, layer_problem, weight_direction
-from spectrax.networks.landscape.quadratic import check_quadratic, check_real, check_target, lowest_precision
+from spectrax.networks.landscape.quadratic import check_quadratic, check_real, check_target
 from spectrax.networks.layer_finding import Network
+from spectrax.programs.equations import lowest_precision
+from spectrax.programs.hoisting import compiled
 from spectrax.programs.layers import trace
 
 PyTree = Any
@@ -151,7 +152,8 @@ def loss_along_line(
         raise TypeError("loss_along_line finds as many pieces as there are, which cannot be under jit or vmap")
     check_quadratic("loss_along_line", problem)
     check_real("loss_along_line", problem)
-    if lowest_precision(problem) < 32:
+    function, weight = problem.function(bias=False), problem.weights(bias=False)
+    if lowest_precision(function, weight, problem.arrays, problem.point) < 32:
         raise ValueError("loss_along_line: the network computes in 16 bits, whose roundings look like kinks")
     direction = weight_direction("direction", direction, problem)
     y = check_target(problem, y)
@@ -190,25 +192,32 @@ class _AtPlace(NamedTuple):
     pattern: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("network", "place"))
-def _at_places(network: Network, place: int, arrays, weight, direction, points, targets, samples, t) -> _AtPlace:
-    def one(sample: jax.Array, t: jax.Array) -> _AtPlace:
-        point, target = vectors.row(points, sample), vectors.row(targets, sample)
+@dataclasses.dataclass(frozen=True)
+class _AtPlaces:
+    """What a network is at places of a line, each with the number of its sample."""
 
-        def along(t: jax.Array) -> tuple[jax.Array, PyTree]:
-            with jax.default_matmul_precision("highest"):
-                found = trace(network, arrays, point, weights={place: weight + t * direction})
-            flat = [jnp.ravel(each).astype(t.dtype) for each in found.switches]
-            return jnp.concatenate([jnp.zeros(0, t.dtype), *flat]), found.output
+    network: Network
+    place: int
 
-        (decisions, output), (decision_slopes, moves) = jax.jvp(along, (t,), (jnp.ones_like(t),))
-        residual = vectors.subtract(output, target)
-        squares = vectors.norm(residual) ** 2, 2 * vectors.vdot(residual, moves), 2 * vectors.norm(moves) ** 2
-        codes = jnp.where(jnp.isnan(decisions), 2, jnp.sign(decisions) + 4).astype(jnp.uint32)
-        bits = jax.random.bits(jax.random.key(0), (2, decisions.size), jnp.uint32)  # any fixed numbers serve as a hash
-        return _AtPlace(decisions, decision_slopes, *squares, jnp.sum(bits * codes, axis=1, dtype=jnp.uint32))
+    def __call__(self, arrays, weight, direction, points, targets, samples, t) -> _AtPlace:
+        def one(sample: jax.Array, t: jax.Array) -> _AtPlace:
+            point, target = vectors.row(points, sample), vectors.row(targets, sample)
 
-    return jax.vmap(one)(samples, t)
+            def along(t: jax.Array) -> tuple[jax.Array, PyTree]:
+                with jax.default_matmul_precision("highest"):
+                    found = trace(self.network, arrays, point, weights={self.place: weight + t * direction})
+                flat = [jnp.ravel(each).astype(t.dtype) for each in found.switches]
+                return jnp.concatenate([jnp.zeros(0, t.dtype), *flat]), found.output
+
+            (decisions, output), (decision_slopes, moves) = jax.jvp(along, (t,), (jnp.ones_like(t),))
+            residual = vectors.subtract(output, target)
+            squares = vectors.norm(residual) ** 2, 2 * vectors.vdot(residual, moves), 2 * vectors.norm(moves) ** 2
+            codes = jnp.where(jnp.isnan(decisions), 2, jnp.sign(decisions) + 4).astype(jnp.uint32)
+            bits = jax.random.bits(jax.random.key(0), (2, decisions.size), jnp.uint32)  # any fixed numbers: a hash
+            pattern = jnp.sum(bits * codes, axis=1, dtype=jnp.uint32)
+            return _AtPlace(decisions, decision_slopes, *squares, pattern)
+
+        return jax.vmap(one)(samples, t)
 
 
 def _pieces(
@@ -227,6 +236,9 @@ def _pieces(
     order = np.repeat(np.arange(len(struct)), [int(np.prod(each.shape)) for each in struct])
     weight = problem.site.weight
     dtype = vectors.working_dtype(weight.dtype)
+    fixed = problem.arrays, weight.astype(dtype), direction.astype(dtype), points, targets
+    some = jnp.zeros(chunk_size, int), jnp.zeros(chunk_size, dtype)
+    at_places = compiled(_AtPlaces(problem.network, problem.place), *map(vectors.structure, (*fixed, *some)))
     eps = float(jnp.finfo(dtype).eps)
     scale = max(abs(start), abs(stop))
     count = jax.tree.leaves(points)[0].shape[0]
@@ -241,8 +253,7 @@ def _pieces(
         )
         middle = ((a + b) / 2).astype(dtype)
         fill = (0, chunk_size - len(own))
-        at = _at_places(problem.network, problem.place, problem.arrays, weight.astype(dtype), direction.astype(dtype),
-                        points, targets, np.pad(own, fill), np.pad(middle, fill, mode="edge"))  # fmt: skip
+        at = at_places(*fixed, jnp.asarray(np.pad(own, fill)), jnp.asarray(np.pad(middle, fill, mode="edge")))
         at = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(own)], at)  # noqa: B023
         zeros, errors = _zeros(at, order, middle, a, b, order > last[:, None], eps, scale)
         first = np.min(np.where(np.isnan(zeros), len(struct), order), axis=1, initial=len(struct))

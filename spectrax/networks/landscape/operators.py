@@ -27,6 +27,7 @@ class LayerProblem:
         name: The layer's name.
         place: Its number in the order of application.
         site: What it is applied to, and its weight; of the first sample.
+        followed: Whether everything that the network decides could be looked into.
     """
 
     network: Network
@@ -36,6 +37,7 @@ class LayerProblem:
     name: str
     place: int
     site: Site
+    followed: bool
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
@@ -60,6 +62,30 @@ class LayerProblem:
     def function(self, *, bias: bool) -> "OutputOfWeights":
         """The network's output as a function of `weights`."""
         return OutputOfWeights(self.network, self.place, self.batched, bias)
+
+    def operator(self, *, bias: bool) -> LinearOperator:
+        """Q, as `layer_operator` returns it."""
+        return jacobian_operator(self.function(bias=bias), self.weights(bias=bias), self.arrays, self.point)
+
+    def output(self) -> PyTree:
+        """The network's output at the sample, or at the samples along a leading axis."""
+        return self.function(bias=False)(self.site.weight, self.arrays, self.point)
+
+
+def where_finite(output: PyTree, values: jax.Array) -> jax.Array:
+    """Return values where all of the output is finite, and NaN elsewhere.
+
+    A unit that is NaN counts as one that is switched off in every derivative, which is then zero without a warning.
+
+    Args:
+        output: A network's output.
+        values: What follows from its derivatives.
+
+    Returns:
+        The values, or NaN in all their places.
+    """
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(output)])
+    return jnp.where(jnp.all(finite), values, jnp.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +134,11 @@ def layer_problem(net: Any, params: PyTree, layer: str, x: PyTree, *, batched: b
             raise ValueError(f"x must have a leading axis of at least one sample with batched=True, got {leaf.shape}")
     first = vectors.row(point, 0) if batched else point
     with jax.default_matmul_precision("highest"):
-        sites = trace(function, arrays, first).sites
-    names = function.names(sites)
+        found = trace(function, arrays, first)
+    names = function.names(found.sites)
     checks.choice("layer", layer, tuple(names))
     place = names.index(layer)
-    return LayerProblem(function, arrays, point, batched, layer, place, sites[place])
+    return LayerProblem(function, arrays, point, batched, layer, place, found.sites[place], found.followed)
 
 
 def weight_direction(name: str, direction: Any, problem: LayerProblem) -> jax.Array:
@@ -186,5 +212,4 @@ def layer_operator(
         Riedi, Balestriero, Baraniuk, "Singular Value Perturbation and Deep Network Optimization", Constructive
         Approximation 57(2), 2023, doi:10.1007/s00365-022-09601-5.
     """
-    problem = layer_problem(net, params, layer, x, batched=batched)
-    return jacobian_operator(problem.function(bias=bias), problem.weights(bias=bias), problem.arrays, problem.point)
+    return layer_problem(net, params, layer, x, batched=batched).operator(bias=bias)

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import checks, vectors
-from spectrax.networks.landscape.operators import LayerProblem, layer_operator, layer_problem
+from spectrax.networks.landscape.operators import LayerProblem, layer_problem
 from spectrax.networks.local_linear import decisions
-from spectrax.programs.equations import equations
-from spectrax.programs.layers import trace
 from spectrax.programs.piecewise import Form, form_of
 
 PyTree = Any
@@ -76,7 +74,7 @@ def local_quadratic(
     problem = layer_problem(net, params, layer, x, batched=batched)
     check_quadratic("local_quadratic", problem)
     function, weight = problem.function(bias=False), problem.weights(bias=False)
-    Q = layer_operator(net, params, layer, x, batched=batched)
+    Q = problem.operator(bias=False)
     output = function(weight, problem.arrays, problem.point)
     y = check_target(problem, y)
     residual = vectors.subtract(output, y)
@@ -116,7 +114,7 @@ def is_quadratic(problem: LayerProblem) -> bool:
         # what is stepwise in x may be anything in the weights behind it
         form_of(lambda w: function(w, problem.arrays, problem.point), vectors.structure(problem.site.weight)),
     )
-    return max(forms) <= Form.AFFINE and trace(problem.network, problem.arrays, sample).followed
+    return max(forms) <= Form.AFFINE and problem.followed
 
 
 def check_quadratic(what: str, problem: LayerProblem) -> None:
@@ -178,18 +176,3 @@ def check_real(what: str, problem: LayerProblem) -> None:
     output = jax.eval_shape(problem.function(bias=False), problem.site.weight, problem.arrays, problem.point)
     if any(vectors.is_complex(leaf.dtype) for leaf in [problem.site.weight, *jax.tree.leaves(output)]):
         raise TypeError(f"{what} needs a real weight and a real output, got complex numbers")
-
-
-def lowest_precision(problem: LayerProblem) -> int:
-    """Return the fewest bits of a floating-point number that the network computes with.
-
-    Args:
-        problem: The layer.
-
-    Returns:
-        The bits.
-    """
-    program = jax.make_jaxpr(problem.function(bias=False))(problem.site.weight, problem.arrays, problem.point)
-    avals = [variable.aval for equation in equations(program.jaxpr) for variable in equation.outvars]
-    kinds = [aval.dtype for aval in avals if jnp.issubdtype(getattr(aval, "dtype", jnp.int32), jnp.floating)]
-    return min((jnp.finfo(kind).bits for kind in kinds), default=64)

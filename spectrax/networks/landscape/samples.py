@@ -2,23 +2,22 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jax_core
 
 from spectrax import checks, vectors
 from spectrax.networks.landscape.factors import check_size, multiplies_one_vector, padded, values_of
-from spectrax.networks.landscape.operators import LayerProblem
+from spectrax.networks.landscape.operators import LayerProblem, where_finite
 from spectrax.networks.landscape.spectra import LayerSpectrum
 from spectrax.networks.layer_finding import Network, network
 from spectrax.operators import jacobian_operator
 from spectrax.operators.precision import in_working_precision
-from spectrax.programs.equations import record, run, value
-from spectrax.programs.hoisting import Direct, Program, hoist
+from spectrax.programs.hoisting import compiled
 from spectrax.programs.layers import trace
+from spectrax.programs.sequencing import one_by_one
 
 PyTree = Any
 CHUNK_ROWS = 512  # outputs of the samples that are worked on at a time
@@ -93,19 +92,7 @@ def layer_spectra(
         raise TypeError(f"layers must be a sequence of names or None, got the string {layers!r}")
     wanted = None if layers is None else tuple(layers)
     work = _Spectra(function, wanted, bias, chunk_size, max_bytes)
-    sample = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), points)
-    closed_over = hoist(function, vectors.structure(arrays), sample)
-    if isinstance(closed_over.program, Direct):
-        return dict(_jitted(Direct(work), (), arrays, points))
-    hoisted = hoist(work, vectors.structure(arrays), vectors.structure(points))  # what it closes over may have changed
-    return dict(_jitted(hoisted.program, hoisted.consts, arrays, points))
-
-
-def _run(program: Program | Direct, consts: tuple, arrays: list[jax.Array], points: PyTree) -> PyTree:
-    return program(consts, arrays, points)
-
-
-_jitted = jax.jit(_run, static_argnums=0)
+    return dict(compiled(work, vectors.structure(arrays), vectors.structure(points))(arrays, points))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +113,7 @@ class _Spectra:
         for name in self.layers or ():
             checks.choice("layers", name, tuple(names))
         problems = [
-            LayerProblem(self.network, arrays, first, False, name, place, site)
+            LayerProblem(self.network, arrays, first, False, name, place, site, found.followed)
             for place, (name, site) in enumerate(zip(names, found.sites, strict=True))
             if self.layers is None or name in self.layers
         ]
@@ -158,7 +145,8 @@ class _Spectra:
     def _values(self, problems: list[LayerProblem], arrays: list[jax.Array], x: PyTree) -> list[jax.Array]:
         """Return the singular values of all layers at one sample."""
         with jax.default_matmul_precision("highest"):
-            sites = trace(self.network, arrays, x).sites
+            found = trace(self.network, arrays, x)
+        sites = found.sites
         taps, weights, shapes = {}, {}, []
         for problem in problems:
             here = dataclasses.replace(problem, site=sites[problem.place])
@@ -184,7 +172,8 @@ class _Spectra:
             return length.astype(values.dtype) * values
 
         identity = jnp.eye(operator.shape[0], dtype=operator.dtype)
-        return _one_by_one(rows, vectors.from_matrix(identity, operator.out_struct), spectrum)
+        spectra = one_by_one(rows, vectors.from_matrix(identity, operator.out_struct), spectrum)
+        return [where_finite(found.output, values) for values in spectra]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,54 +190,3 @@ class _Changed:
             taps = taps | {place: jnp.broadcast_to(weights[place]["bias"], shape) for place, shape in self.shapes}
             weights = {place: own["weight"] for place, own in weights.items()}
         return trace(self.network, arrays, x, taps=taps, weights=weights).output
-
-
-def _one_by_one(
-    function: Callable[[PyTree], list[PyTree]], stack: PyTree, reduce: Callable[[int, PyTree], jax.Array]
-) -> list[jax.Array]:
-    """Apply a linear function to a stack of vectors, and reduce each part of its result before the next one is made.
-
-    Left to itself, XLA may compute and keep all parts before it reduces the first one, and compute what they share
-    again for each. Here everything that comes after a part is multiplied by a number that depends on the part's
-    reduction, and is one: singular values are not negative, but XLA cannot know that. The barrier behind it keeps
-    sums from being computed again; before jaxlib 0.12 XLA forgets it on CPU, where the product alone is enough.
-
-    Args:
-        function: A linear function of one vector whose result is a list of parts.
-        stack: The vectors, along a leading axis.
-        reduce: A function of a part's number and its stack, to singular values.
-
-    Returns:
-        The reductions, in the order of the parts.
-    """
-    closed, struct = jax.make_jaxpr(jax.vmap(function), return_shape=True)(stack)
-    program = closed.jaxpr
-    trees = [jax.tree.structure(part) for part in struct]
-    atoms = iter(program.outvars)
-    parts = [[next(atoms) for _ in range(tree.num_leaves)] for tree in trees]
-    made = {variable: step for step, equation in enumerate(program.eqns) for variable in equation.outvars}
-    used = {
-        atom: step
-        for step, equation in enumerate(program.eqns)
-        for atom in equation.invars
-        if not isinstance(atom, jax_core.Literal)
-    }
-    due: dict[int, list[int]] = {}
-    for index, part in enumerate(parts):
-        steps = [made.get(atom, -1) for atom in part if not isinstance(atom, jax_core.Literal)]
-        due.setdefault(max(steps, default=-1), []).append(index)
-    known = dict(zip(program.constvars, closed.consts, strict=True))
-    record(known, program.invars, jax.tree.leaves(stack))
-    results: dict[int, jax.Array] = {}
-    for step in range(-1, len(program.eqns)):
-        if step >= 0:
-            equation = program.eqns[step]
-            record(known, equation.outvars, run(equation, [value(known, atom) for atom in equation.invars]))
-        for index in due.get(step, ()):
-            own = jax.tree.unflatten(trees[index], [value(known, atom) for atom in parts[index]])
-            results[index] = reduce(index, own)
-            one = jnp.where(jax.lax.stop_gradient(results[index][0]) < 0, 2, 1)
-            ahead = [variable for variable in made if made[variable] <= step < used.get(variable, -1)]
-            waiting = [known[variable] * one.astype(known[variable].dtype) for variable in ahead]
-            record(known, ahead, jax.lax.optimization_barrier(waiting))
-    return [results[index] for index in range(len(parts))]

@@ -1,7 +1,6 @@
 """The loss on a plane in one layer's weights: as it is, as the local quadratic, and the region where they agree."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,12 @@ import numpy as np
 from jax import core as jax_core
 
 from spectrax import checks, vectors
-from spectrax.networks.landscape.operators import LayerProblem, layer_operator, layer_problem, weight_direction
+from spectrax.networks.landscape.operators import LayerProblem, layer_problem, weight_direction
 from spectrax.networks.landscape.quadratic import check_quadratic, check_real, check_target
 from spectrax.networks.layer_finding import Network
 from spectrax.networks.local_linear import decisions
+from spectrax.operators import LinearOperator
+from spectrax.programs.hoisting import compiled
 from spectrax.programs.layers import trace
 from spectrax.spectrum.functions import materializable
 
@@ -97,7 +98,8 @@ def loss_slice(
         TypeError: As `layer_operator`; if weights or outputs are complex; or if called under `jit`, since the number of
             corners depends on the values.
         ValueError: As `local_quadratic`; or if a direction has another shape than the weight, there are fewer singular
-            directions, or the two are parallel; or if the extent is not positive, or the resolution even or below 3.
+            directions, or the two are parallel; if the output is not finite; or if the extent is not positive, or the
+            resolution even or below 3.
 
     Cost:
         resolution^2 evaluations of the network; a decomposition of Q for singular directions.
@@ -130,7 +132,11 @@ def loss_slice(
     check_quadratic("loss_slice", problem)
     check_real("loss_slice", problem)
     y = check_target(problem, y)
-    pair = _directions(net, params, layer, problem, directions, max_bytes)
+    output = problem.output()
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(output)):
+        raise ValueError("loss_slice: the network's output is not finite")
+    Q = problem.operator(bias=False)
+    pair = _directions(problem, Q, directions, max_bytes)
     planes = _half_planes(problem, pair)
     distances = planes[:, 0] / np.maximum(np.hypot(planes[:, 1], planes[:, 2]), np.finfo(np.float64).tiny)
     reach = float(np.min(distances, initial=np.inf))
@@ -143,11 +149,10 @@ def loss_slice(
     points, targets = (
         (problem.point, y) if batched else jax.tree.map(lambda leaf: leaf[None], (problem.point, y))  # one sample
     )
-    arguments = problem.arrays, problem.site.weight, pair, points, targets
-    loss = _losses(problem.network, problem.place, chunk_size, *arguments, jnp.asarray(places, pair.dtype))
-    Q = layer_operator(net, params, layer, x, batched=batched)
+    arguments = problem.arrays, problem.site.weight, pair, points, targets, jnp.asarray(places, pair.dtype)
+    losses = compiled(_Losses(problem.network, problem.place, chunk_size), *map(vectors.structure, arguments))
+    loss = losses(*arguments)
     moves = [vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], Q.matvec(each)))[0] for each in pair]
-    output = problem.function(bias=False)(problem.site.weight, problem.arrays, problem.point)
     residual = vectors.as_matrix(jax.tree.map(lambda leaf: leaf[None], vectors.subtract(output, y)))[0]
     residual, first, second = (np.asarray(each, np.float64) for each in (residual, *moves))
     quadratic = np.sum((residual + places[:, :1] * first + places[:, 1:] * second) ** 2, axis=1)
@@ -164,11 +169,10 @@ def loss_slice(
 
 
 def _directions(
-    net: Any, params: PyTree, layer: str, problem: LayerProblem, directions: Sequence[Any], max_bytes: int | None
+    problem: LayerProblem, Q: LinearOperator, directions: Sequence[Any], max_bytes: int | None
 ) -> jax.Array:
     found = []
     if any(isinstance(each, int) for each in directions):
-        Q = layer_operator(net, params, layer, problem.point, batched=problem.batched)
         materializable(Q, max_bytes)  # or raises
         dense = Q.to_dense()
         _, s, vh = jnp.linalg.svd(dense.astype(vectors.working_dtype(dense.dtype)), full_matrices=False)
@@ -211,19 +215,26 @@ def _half_planes(problem: LayerProblem, pair: jax.Array) -> np.ndarray:
     return rows[~np.isnan(rows).any(axis=1) & ((rows[:, 1] != 0) | (rows[:, 2] != 0))]
 
 
-@functools.partial(jax.jit, static_argnames=("network", "place", "chunk_size"))
-def _losses(network: Network, place: int, chunk_size: int, arrays, weight, pair, points, targets, places) -> jax.Array:
-    def at(where: jax.Array) -> jax.Array:
-        moved = weight + jnp.tensordot(where, pair, 1)
+@dataclasses.dataclass(frozen=True)
+class _Losses:
+    """The squared error at places of a plane."""
 
-        def of_sample(point: PyTree, target: PyTree) -> jax.Array:
-            with jax.default_matmul_precision("highest"):
-                output = trace(network, arrays, point, weights={place: moved}).output
-            return vectors.norm(vectors.subtract(output, target)) ** 2
+    network: Network
+    place: int
+    chunk_size: int
 
-        return jnp.sum(jax.vmap(of_sample)(points, targets))
+    def __call__(self, arrays, weight, pair, points, targets, places) -> jax.Array:
+        def at(where: jax.Array) -> jax.Array:
+            moved = weight + jnp.tensordot(where, pair, 1)
 
-    return jax.lax.map(at, places, batch_size=min(chunk_size, len(places)))
+            def of_sample(point: PyTree, target: PyTree) -> jax.Array:
+                with jax.default_matmul_precision("highest"):
+                    output = trace(self.network, arrays, point, weights={self.place: moved}).output
+                return vectors.norm(vectors.subtract(output, target)) ** 2
+
+            return jnp.sum(jax.vmap(of_sample)(points, targets))
+
+        return jax.lax.map(at, places, batch_size=min(self.chunk_size, len(places)))
 
 
 def _region(planes: np.ndarray, extent: float) -> np.ndarray:

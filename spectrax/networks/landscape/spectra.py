@@ -18,7 +18,7 @@ from spectrax.networks.landscape.factors import (
     stacked,
 )
 from spectrax.networks.landscape.gram import gram_values
-from spectrax.networks.landscape.operators import layer_operator, layer_problem
+from spectrax.networks.landscape.operators import layer_problem, where_finite
 from spectrax.spectrum import Dense, singular_values
 
 PyTree = Any
@@ -140,7 +140,7 @@ def layer_spectrum(
             large otherwise. Values below `floor`, sqrt(size * eps) times the largest, are lost in round-off.
 
     Returns:
-        A `LayerSpectrum`.
+        A `LayerSpectrum`; with NaN for its values where the network's output is not finite.
 
     Raises:
         TypeError: As `layer_operator`.
@@ -167,7 +167,7 @@ def layer_spectrum(
         As `layer_operator`.
     """
     problem = layer_problem(net, params, layer, x, batched=batched)
-    Q = layer_operator(net, params, layer, x, batched=batched, bias=bias)
+    Q = problem.operator(bias=bias)
     samples = jax.tree.leaves(problem.point)[0].shape[0] if batched else 1
     rows, inputs, units = Q.shape[0], problem.site.input.size + int(bias), problem.site.output.size
     by_factors = multiplies_one_vector(problem.site)
@@ -188,7 +188,8 @@ def layer_spectrum(
         values = _reduced_values(_Limit(layer, max_bytes), *factors(problem, bias=bias))
         size = max(*shape, inputs, units)
     eps = vectors.eps((Q.in_struct, Q.out_struct))
-    return LayerSpectrum(padded(values, min(Q.shape)), Q.shape[1], samples, eps, size, gram)
+    values = where_finite(problem.output(), padded(values, min(Q.shape)))
+    return LayerSpectrum(values, Q.shape[1], samples, eps, size, gram)
 
 
 _ADVICE = "or take gram=True, which decomposes Q Q^T instead and loses values below sqrt(eps) times the largest"
