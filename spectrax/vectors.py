@@ -46,6 +46,11 @@ def real_dtype(dtype: Any) -> jnp.dtype:
     return jnp.dtype(jnp.finfo(dtype).dtype)
 
 
+def complex_dtype(dtype: Any) -> jnp.dtype:
+    """Return the complex dtype of the precision of a dtype of at least 32 bits."""
+    return jnp.dtype(jnp.complex128 if jnp.finfo(dtype).bits == 64 else jnp.complex64)
+
+
 def is_complex(dtype: Any) -> bool:
     """Say whether `dtype` is complex."""
     return bool(jnp.issubdtype(dtype, jnp.complexfloating))

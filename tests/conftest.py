@@ -15,6 +15,7 @@ if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -46,3 +47,38 @@ def x64():
 def key():
     """The key that a caller of a random routine brings."""
     return jax.random.key(20230)
+
+
+@pytest.fixture(scope="session")
+def convolution_matrix():
+    """The matrix of a convolution, built entry by entry in NumPy from its definition."""
+
+    def build(kernel, sizes, *, padding="CIRCULAR", strides=1, groups=1, dilation=1, spread=1):
+        kernel = np.asarray(kernel)
+        *taps, channels, features = kernel.shape
+        strides, reach = np.broadcast_to(strides, len(taps)), (np.array(taps) - 1) * dilation + 1
+        sizes, inputs = (np.array(sizes) - 1) * spread + 1, tuple(sizes)
+        total = np.maximum((-(-np.array(sizes) // strides) - 1) * strides + reach - sizes, 0)
+        named = {
+            "CIRCULAR": ((reach - 1) // 2, reach // 2),
+            "SAME": (total // 2, total - total // 2),
+            "VALID": (0 * total, 0 * total),
+            "FULL": (reach - 1, reach - 1),
+        }
+        before, after = named[padding] if isinstance(padding, str) else np.array(padding).T
+        image = (sizes + before + after - reach) // strides + 1
+        matrix = np.zeros((*image, features, *inputs, groups * channels), kernel.dtype)
+        own = features // groups
+        for y in np.ndindex(*image):
+            for p in np.ndindex(*taps):
+                x = np.array(y) * strides + np.array(p) * dilation - before
+                if padding == "CIRCULAR":
+                    x = x % sizes
+                if np.all((x >= 0) & (x < sizes) & (x % spread == 0)):
+                    x = x // spread
+                    for g in range(groups):
+                        rows, columns = slice(g * own, (g + 1) * own), slice(g * channels, (g + 1) * channels)
+                        matrix[(*y, rows, *x, columns)] += kernel[p][:, rows].T
+        return matrix.reshape(np.prod(image) * features, -1)
+
+    return build

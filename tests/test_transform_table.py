@@ -67,6 +67,17 @@ TABLE = {
     ),
     "conv_singular_values, same": lambda A: sx.conv_singular_values(as_kernel(A), (4,), padding="SAME"),
     "conv_symbol": lambda A: jnp.abs(sx.conv_symbol(as_kernel(A), jnp.array([[0.3], [2.0]], A.dtype))),
+    "kernels clipped": lambda A: sx.clip_spectral_norm(as_kernel(A), 1.5, (5,)),
+    "kernels with rows of length one": lambda A: (
+        sx.conv_row_normalize(as_kernel(A), (5,)),
+        sx.row_isometry_error(as_kernel(A), (5,)).astype(A.dtype),
+    ),
+    "kernels rescaled": lambda A: sx.aol_rescale(as_kernel(A), strides=2),
+    "kernels of Cayley transforms": lambda A: (sx.cayley(A), sx.cayley_convolution(as_kernel(A), (5,))),
+    "conv_orthogonality": lambda A: sx.conv_orthogonality(as_kernel(A)).astype(A.dtype),
+    "folding": lambda A: sx.fold_batch_norm(
+        as_kernel(A), scale=A[0], bias=A[1], mean=A[2], var=abs(A[3]) ** 2, epsilon=0.5
+    ),
     "jacobian": lambda A: sx.jacobian(tanh_layer, point(A), A),
     "jacobian, reverse in chunks": lambda A: sx.jacobian(tanh_layer, point(A), A, mode="reverse", chunk_size=3),
     "batched_jacobian": lambda A: sx.batched_jacobian(tanh_layer, jnp.stack([point(A), 2 * point(A)]), A, chunk_size=1),

@@ -50,7 +50,7 @@ class ConvolutionGeometry:
             (size - 1) * dilation + 1 + low + high
             for size, dilation, (low, high) in zip(self.spatial_shape, self.input_dilation, self.pads, strict=True)
         ]
-        window = _extents(self.kernel_shape[:-2], self.kernel_dilation)
+        window = extents(self.kernel_shape[:-2], self.kernel_dilation)
         spatial = [
             (size - extent) // stride + 1 for size, extent, stride in zip(padded, window, self.strides, strict=True)
         ]
@@ -69,27 +69,40 @@ class ConvolutionGeometry:
         The transpose that JAX derives has the layout of the kernel exchanged, which runs many times slower on CPU
         inside a compiled loop.
         """
+        if self.padding != "CIRCULAR":
+            return self.adjoint.apply(samples, self.mirrored(kernel))
+        sizes = (size + sum(pair) for size, pair in zip(self.spatial_shape, self.pads, strict=True))
+        wrapped = dataclasses.replace(
+            self, input_shape=(*sizes, self.input_shape[-1]), padding="VALID", pads=((0, 0),) * len(self.pads)
+        )
+        image = wrapped.apply_adjoint(samples, kernel)
+        struct = jax.ShapeDtypeStruct((samples.shape[0], *self.input_shape), samples.dtype)
+        return jax.linear_transpose(self._wrap, struct)(image)[0]
+
+    @property
+    def adjoint(self) -> "ConvolutionGeometry":
+        """The geometry of the adjoint, a convolution with the `mirrored` kernel; where the padding is not circular."""
+        pads = []
+        for size, dilation, extent, image, stride, (low, _) in zip(
+            self.spatial_shape, self.input_dilation, extents(self.kernel_shape, self.kernel_dilation),
+            self.output_shape, self.strides, self.pads, strict=False,
+        ):  # fmt: skip
+            first = extent - low - 1
+            pads.append((first, (size - 1) * dilation + extent - ((image - 1) * stride + 1) - first))
+        groups, inputs = self.feature_group_count, self.input_shape[-1]
+        kernel_shape = (*self.kernel_shape[:-2], self.kernel_shape[-1] // groups, inputs)
+        return ConvolutionGeometry(
+            self.output_shape, kernel_shape, self.input_dilation, "EXPLICIT", tuple(pads), self.strides,
+            self.kernel_dilation, groups,
+        )  # fmt: skip
+
+    def mirrored(self, kernel: jax.Array) -> jax.Array:
+        """Return the kernel of the adjoint: conjugate, turned around, inputs and outputs exchanged in each group."""
         groups, rank = self.feature_group_count, len(self.spatial_shape)
         *taps, per_group, out = kernel.shape
         split = kernel.conj().reshape(*taps, per_group, groups, out // groups)
         mirrored = jnp.flip(jnp.moveaxis(split, -1, rank), tuple(range(rank)))  # (taps, out / g, in / g, g)
-        mirrored = jnp.swapaxes(mirrored, -1, -2).reshape(*taps, out // groups, groups * per_group)
-        circular = self.padding == "CIRCULAR"
-        before = ((0, 0),) * rank if circular else self.pads
-        sizes = [size + sum(pair) * circular for size, pair in zip(self.spatial_shape, self.pads, strict=True)]
-        pads = []
-        for size, dilation, extent, image, stride, (low, _) in zip(
-            sizes, self.input_dilation, _extents(taps, self.kernel_dilation), self.output_shape, self.strides, before,
-            strict=False,
-        ):  # fmt: skip
-            first = extent - low - 1
-            whole = (size - 1) * dilation + extent
-            pads.append((first, whole - ((image - 1) * stride + 1) - first))
-        image = self._convolve(samples, mirrored, self.input_dilation, tuple(pads), self.strides)
-        if not circular:
-            return image
-        struct = jax.ShapeDtypeStruct((samples.shape[0], *self.input_shape), samples.dtype)
-        return jax.linear_transpose(self._wrap, struct)(image)[0]
+        return jnp.swapaxes(mirrored, -1, -2).reshape(*taps, out // groups, groups * per_group)
 
     def _wrap(self, samples: jax.Array) -> jax.Array:
         return jnp.pad(samples, ((0, 0), *self.pads, (0, 0)), mode="wrap")
@@ -223,11 +236,11 @@ def _geometry(kernel_shape, input_shape, strides, padding, input_dilation, kerne
             f"input_shape {input_shape} has {input_shape[-1]} channels, but a kernel of shape {tuple(kernel_shape)} "
             f"with {groups} groups takes {channels}"
         )
-    strides = _per_axis("strides", strides, rank)
-    input_dilation = _per_axis("input_dilation", input_dilation, rank)
-    kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
+    strides = per_axis("strides", strides, rank)
+    input_dilation = per_axis("input_dilation", input_dilation, rank)
+    kernel_dilation = per_axis("kernel_dilation", kernel_dilation, rank)
     sizes = [(size - 1) * dilation + 1 for size, dilation in zip(input_shape[:-1], input_dilation, strict=True)]
-    window = _extents(kernel_shape[:-2], kernel_dilation)
+    window = extents(kernel_shape[:-2], kernel_dilation)
     name, pads = _pads(padding, sizes, window, strides)
     if name == "CIRCULAR" and any(dilation != 1 for dilation in input_dilation):
         raise ValueError("padding 'CIRCULAR' is not defined for a dilated input")
@@ -242,11 +255,13 @@ def _geometry(kernel_shape, input_shape, strides, padding, input_dilation, kerne
     return geometry
 
 
-def _extents(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    return tuple((size - 1) * step + 1 for size, step in zip(sizes, dilation, strict=True))
+def extents(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Return how many entries a kernel reaches over along each spatial axis."""
+    return tuple((size - 1) * step + 1 for size, step in zip(sizes, dilation, strict=False))
 
 
-def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+def per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """Return one positive number for each spatial axis, from one for all or one for each."""
     values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
     if len(values) != rank:
         raise ValueError(f"{name} must have one entry for each of {rank} spatial axes, got {value}")

@@ -16,7 +16,7 @@ from spectrax.operators import LinearOperator
 from spectrax.operators.convolution import ConvolutionOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.spectrum import Dense, InverseLanczos, Lanczos, conv_symbol, svds
-from spectrax.spectrum.convolution import circular_frequencies
+from spectrax.spectrum.convolution.symbol import circular_frequencies
 from spectrax.spectrum.methods import DENSE_OPERATOR_SIDE, can_be_dense
 
 PyTree = Any

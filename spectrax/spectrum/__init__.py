@@ -1,7 +1,14 @@
 """What users ask for: singular triplets, and the quantities on top of them."""
 
 from spectrax.spectrum import preconditioners
-from spectrax.spectrum.convolution import conv_singular_values, conv_symbol
+from spectrax.spectrum.convolution.cayley import cayley, cayley_convolution
+from spectrax.spectrum.convolution.clipping import clip_spectral_norm
+from spectrax.spectrum.convolution.folding import fold_batch_norm
+from spectrax.spectrum.convolution.norms import conv_norm
+from spectrax.spectrum.convolution.orthogonality import conv_orthogonality
+from spectrax.spectrum.convolution.scaling import aol_rescale, conv_row_normalize, row_isometry_error
+from spectrax.spectrum.convolution.singular_values import ConvolutionSpectrum, conv_singular_values
+from spectrax.spectrum.convolution.symbol import conv_symbol
 from spectrax.spectrum.eigsh import eigsh
 from spectrax.spectrum.frobenius import frobenius_norm
 from spectrax.spectrum.functions import spectral_function
@@ -26,6 +33,7 @@ from spectrax.spectrum.ranks import effective_rank, stable_rank
 from spectrax.spectrum.svds import svds
 
 __all__ = [
+    "ConvolutionSpectrum",
     "Davidson",
     "Dense",
     "Fallback",
@@ -33,18 +41,27 @@ __all__ = [
     "Lanczos",
     "ProductConditionNumber",
     "ProductSingularValues",
+    "aol_rescale",
+    "cayley",
+    "cayley_convolution",
+    "clip_spectral_norm",
     "condition_number",
+    "conv_norm",
+    "conv_orthogonality",
+    "conv_row_normalize",
     "conv_singular_values",
     "conv_symbol",
     "effective_rank",
     "eigsh",
     "extreme_singular_values",
+    "fold_batch_norm",
     "frobenius_norm",
     "log_condition_number",
     "nuclear_norm",
     "preconditioners",
     "product_log_condition_number",
     "product_log_singular_values",
+    "row_isometry_error",
     "schatten_norm",
     "singular_values",
     "smallest_singular_value",

@@ -18,7 +18,7 @@ from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.convolution import ConvolutionGeometry
 from spectrax.operators.linear_operator import register
 from spectrax.operators.precision import convolution_of, in_working_precision
-from spectrax.spectrum.convolution import conv_symbol
+from spectrax.spectrum.convolution.symbol import conv_symbol
 from spectrax.spectrum.methods import is_plain
 
 PyTree = Any

@@ -145,7 +145,11 @@ def test_gradients(padding, x64):
         (lambda k: sx.conv_symbol(k.astype(jnp.int32), jnp.ones((1, 1))), TypeError, "kernel must have a floating"),
         (lambda k: sx.conv_symbol(k, jnp.ones((1, 2))), ValueError, "a last axis of 1 entries"),
         (lambda k: sx.conv_symbol(k, jnp.ones(())), ValueError, "a last axis of 1 entries"),
-        (lambda k: sx.conv_symbol(k, jnp.ones((1, 1)), strides=(1, 2)), ValueError, "expected one entry for each of 1"),
+        (
+            lambda k: sx.conv_symbol(k, jnp.ones((1, 1)), strides=(1, 2)),
+            ValueError,
+            "strides must have one entry for each of 1",
+        ),
     ],
 )
 def test_what_is_refused(call, error, message):

@@ -12,7 +12,7 @@ import numpy as np
 from spectrax import checks, vectors
 from spectrax.operators import conv_operator
 from spectrax.spectrum import conv_symbol
-from spectrax.spectrum.convolution import circular_frequencies
+from spectrax.spectrum.convolution.symbol import circular_frequencies
 from spectrax.theory.perturbation.bounds import Bound, bound
 from spectrax.theory.perturbation.shifted import plus_identity
 from spectrax.theory.perturbation.values import real_scalar, rounding, singular_values

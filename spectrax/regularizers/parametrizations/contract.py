@@ -1,0 +1,25 @@
+"""What a parametrization is: a pair of pure functions between a kernel and raw parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+
+
+class Parametrization(NamedTuple):
+    """A kernel as a function of raw parameters, which are what an optimizer changes.
+
+    Attributes:
+        init: `init(kernel) -> raw`: raw parameters, a pytree of arrays, that give a kernel near the given one. How near
+            is said by each factory.
+        apply: `apply(raw) -> kernel`: the kernel, of the dtype of the given one; pure and differentiable, nothing is
+            written back.
+        input_sizes: The spatial sizes of the input that the applied kernel is made for and as large as; the layer must
+            then have circular padding. None where any input and padding will do.
+    """
+
+    init: Callable[[jax.Array], PyTree]
+    apply: Callable[[PyTree], jax.Array]
+    input_sizes: tuple[int, ...] | None = None
