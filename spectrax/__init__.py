@@ -21,7 +21,9 @@ from spectrax.results import (
     raise_unless_successful,
 )
 from spectrax.spectrum import (
+    ConvolutionExtremes,
     ConvolutionSpectrum,
+    ConvolutionTracker,
     Davidson,
     Dense,
     Fallback,
@@ -32,6 +34,7 @@ from spectrax.spectrum import (
     cayley_convolution,
     clip_spectral_norm,
     condition_number,
+    conv_extremes,
     conv_norm,
     conv_orthogonality,
     conv_row_normalize,
@@ -63,7 +66,9 @@ __version__ = "0.1.0"
 installation.warn_if_shadowed()
 
 __all__ = [
+    "ConvolutionExtremes",
     "ConvolutionSpectrum",
+    "ConvolutionTracker",
     "Davidson",
     "Dense",
     "EighResult",
@@ -83,6 +88,7 @@ __all__ = [
     "cayley_convolution",
     "clip_spectral_norm",
     "condition_number",
+    "conv_extremes",
     "conv_norm",
     "conv_operator",
     "conv_orthogonality",

@@ -66,6 +66,8 @@ TABLE = {
         sx.conv_singular_values(as_kernel(A), (4,), padding="CIRCULAR") ** 3
     ),
     "conv_singular_values, same": lambda A: sx.conv_singular_values(as_kernel(A), (4,), padding="SAME"),
+    "conv_norm, on the kernel": lambda A: sx.conv_norm(as_kernel(A), padding="SAME", method="gram", num_steps=2).value,
+    "conv_norm, on a grid": lambda A: sx.conv_norm(as_kernel(A), padding="SAME", method="grid").value,
     "conv_symbol": lambda A: jnp.abs(sx.conv_symbol(as_kernel(A), jnp.array([[0.3], [2.0]], A.dtype))),
     "kernels clipped": lambda A: sx.clip_spectral_norm(as_kernel(A), 1.5, (5,)),
     "kernels with rows of length one": lambda A: (

@@ -9,6 +9,7 @@ from spectrax.spectrum.convolution.orthogonality import conv_orthogonality
 from spectrax.spectrum.convolution.scaling import aol_rescale, conv_row_normalize, row_isometry_error
 from spectrax.spectrum.convolution.singular_values import ConvolutionSpectrum, conv_singular_values
 from spectrax.spectrum.convolution.symbol import conv_symbol
+from spectrax.spectrum.convolution.tracking import ConvolutionExtremes, ConvolutionTracker, conv_extremes
 from spectrax.spectrum.eigsh import eigsh
 from spectrax.spectrum.frobenius import frobenius_norm
 from spectrax.spectrum.functions import spectral_function
@@ -33,7 +34,9 @@ from spectrax.spectrum.ranks import effective_rank, stable_rank
 from spectrax.spectrum.svds import svds
 
 __all__ = [
+    "ConvolutionExtremes",
     "ConvolutionSpectrum",
+    "ConvolutionTracker",
     "Davidson",
     "Dense",
     "Fallback",
@@ -46,6 +49,7 @@ __all__ = [
     "cayley_convolution",
     "clip_spectral_norm",
     "condition_number",
+    "conv_extremes",
     "conv_norm",
     "conv_orthogonality",
     "conv_row_normalize",

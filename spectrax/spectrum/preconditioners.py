@@ -18,7 +18,7 @@ from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.convolution import ConvolutionGeometry
 from spectrax.operators.linear_operator import register
 from spectrax.operators.precision import convolution_of, in_working_precision
-from spectrax.spectrum.convolution.symbol import conv_symbol
+from spectrax.spectrum.convolution.symbol import conv_symbol, grouped
 from spectrax.spectrum.methods import is_plain
 
 PyTree = Any
@@ -206,8 +206,8 @@ def circulant(A: Any, /) -> LinearOperator:
     m, n = operator.shape
     shape = geometry.input_shape if m >= n else geometry.output_shape
     real = not vectors.is_complex(kernel.dtype)
-    parts = jnp.split(kernel, geometry.feature_group_count, axis=-1)
-    inverse = _inverse_symbols(jnp.stack(parts), shape[:-1], geometry, real, of_input=m >= n)
+    parts = grouped(kernel, geometry.feature_group_count)
+    inverse = _inverse_symbols(parts, shape[:-1], geometry, real, of_input=m >= n)
     return CirculantInverse(inverse, real, jax.ShapeDtypeStruct(shape, kernel.dtype))
 
 

@@ -9,8 +9,10 @@ t, and the nearest point of a grid of N frequencies is at most pi / N away. Henc
 with equality for the kernel [1, -1] and a peak half-way between two points. Every padding of a convolution is a
 compression of the convolution on the infinite grid, whose norm is that supremum, so the bound holds for all of them.
 
-The same inequality says where the maximum is: within pi / N of a point whose value is at least the largest one times
-the product of the cosines. Only there is a finer grid needed.
+Where the maximum is, the product does not say: its proof takes one axis after the other, and may end at another point.
+Along a straight line the types add up, so the point of the grid that is nearest to the maximum has a value of at least
+M cos(sum_axes pi (h - 1) / (2 N)). Only near points with so large a value is a finer grid needed, and of the finer grid
+the same holds.
 """
 
 import math
@@ -44,6 +46,20 @@ def cosine_factor(taps: tuple[int, ...], sizes: tuple[int, ...]) -> float:
     return math.prod(math.cos(math.pi * (h - 1) / (2 * n)) for h, n in zip(taps, sizes, strict=True))
 
 
+def nearest_factor(taps: tuple[int, ...], sizes: tuple[int, ...]) -> float:
+    """Return cos(sum pi (h - 1) / (2 N)), the share of the maximum that the nearest point of the grid has at least.
+
+    Args:
+        taps: The number h of taps along each axis.
+        sizes: The number N of grid points along each axis.
+
+    Returns:
+        A number of at most `cosine_factor`; zero or below where the grid is too coarse to say anything.
+    """
+    angle = sum(math.pi * (h - 1) / (2 * n) for h, n in zip(taps, sizes, strict=True))
+    return math.cos(min(angle, math.pi))
+
+
 def grid_bound(kernel: jax.Array, sizes: tuple[int, ...], refinements: int) -> tuple[jax.Array, jax.Array]:
     """Return an upper bound of the symbol's norm at all frequencies.
 
@@ -65,17 +81,20 @@ def grid_bound(kernel: jax.Array, sizes: tuple[int, ...], refinements: int) -> t
     covered = jnp.array(True)
     corners = np.stack(np.meshgrid(*([np.array([-0.25, 0.25])] * rank), indexing="ij"), -1).reshape(-1, rank)
     for _ in range(refinements):
+        nearest = nearest_factor(taps, sizes)
+        if nearest <= 0:
+            break
         order = jnp.argsort(-norms)
         near, far = order[:_CANDIDATES], order[_CANDIDATES:]
         if far.size:  # the maximum is not near a point whose norm is below this
-            covered &= _all_below(kernel, points[far], norms[far], cosine_factor(taps, sizes) * best)
+            covered &= _all_below(kernel, points[far], norms[far], nearest * best)
         # the middles of the quarters of each cell that is kept, so that a grid of half the spacing covers it
         moves = jnp.asarray(corners * 2 * np.pi / np.array(sizes), points.dtype)
         points, sizes = (points[near][:, None] + moves).reshape(-1, rank), tuple(2 * size for size in sizes)
         norms = _norms(kernel, points)
         finer = jnp.max(norms)
         best, where = jnp.maximum(best, finer), jnp.where(finer > best, points[jnp.argmax(norms)], where)
-        finest = _certified(kernel, points, norms, _polished(kernel, best, where)) / cosine_factor(taps, sizes)
+        finest = _certified(kernel, points, norms, _polished(kernel, best, where)) / nearest_factor(taps, sizes)
         bound = jnp.where(covered, jnp.minimum(bound, finest), bound)
     return bound, where
 
