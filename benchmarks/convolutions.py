@@ -1,17 +1,23 @@
 """Spectra and norms of convolutions: what they cost beside the FFT way and beside Gram iteration, and to compile.
 
-    taskset -c 0 python benchmarks/convolutions.py            all; some fifteen minutes
+    taskset -c 0 python benchmarks/convolutions.py            all; some twenty minutes
+    taskset -c 0 python benchmarks/convolutions.py --resume   go on where an interrupted run ended
     taskset -c 0 python benchmarks/convolutions.py --quick    small channels and images: shows that it works
     python benchmarks/convolutions.py --table                 the tables in Markdown, made from the results
 
-In float32, process CPU seconds, medians of interleaved runs with 95 % bootstrap intervals of the ratios, compilation
-apart. Spectra: `conv_singular_values` of circular convolutions beside the SVDs of the full FFT (NumPy, and jitted JAX)
-and of half of it (NumPy). Norms: each distinct shape of ResNet-50's 53 convolutions once, counted as often as it comes;
-`conv_norm` beside Gram iteration at all frequencies of the circular convolution (which certifies nothing for zero
-padding) with as many steps as bring it within 1 % of our bound for the same padding, and on the kernel (for every
-padding) with as many as do or as fit into the memory. Strides are polyphase kernels for all of them. The reference is
-`conv_norm(method="exact")` of the zero-padded convolution, a lower bound, and for one tap the matrix's norm in float64. Shapes that take long are run once, after
-compilation. Compilation: every public routine, the second time, and lowering for TPUs by `jax.export`.
+Process CPU seconds, medians of interleaved runs with 95 % bootstrap intervals of the ratios, compilation apart.
+
+Spectra: `conv_singular_values` of circular convolutions beside the SVDs of the full FFT (NumPy, and jitted JAX) and of
+half of it (NumPy). NumPy decomposes in double precision whatever it is given, so there is a case in float64 as well.
+
+Norms, in float32: each distinct shape of ResNet-50's 53 convolutions once, counted as often as it comes; strides are
+polyphase kernels for everyone. `conv_norm` beside Gram iteration at all frequencies of the circular convolution, which
+certifies nothing for zero padding, with as many steps as bring it within 1 % of our bound for circular padding; and
+beside Gram iteration on the kernel, for every padding, with five steps or as many as fit into the memory. The reference
+is `conv_norm(method="exact")` of the zero-padded convolution, a lower bound, and for one tap the matrix's norm in
+float64. Shapes that take long are run once, after compilation.
+
+Compilation: every public routine, the second time, and lowering for TPUs by `jax.export`.
 """
 
 import argparse
@@ -34,17 +40,22 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "convolutions.json"
 QUICK_RESULTS = ROOT / "runs" / "benchmarks" / "convolutions_quick.json"
 SECTIONS = ("spectra", "norms", "compilation")
-SPECTRA = ((64, 32, 21, {"NumPy, full FFT": 0.45, "JAX, full FFT": 0.55}), (512, 7, 7, {}))
-QUICK_SPECTRA = ((8, 8, 3, {}),)
+SPECTRA = (
+    (64, 32, "float32", 21, {"NumPy, full FFT": 0.45, "JAX, full FFT": 0.55}),
+    (512, 7, "float32", 7, {}),
+    (64, 32, "float64", 11, {}),
+)
+QUICK_SPECTRA = ((8, 8, "float32", 3, {}),)
 OURS = "spectrax, symbol"  # what "auto" takes for nine taps
 ARMS = ("certified", "grid", "certified, circular", "Gram, circular", "Gram, kernel")
 INSTEAD = {name: "Gram, circular" if name == "Gram, kernel" else "certified" for name in ARMS}  # for one tap
 TRANSFORMS = ("symbol", "fft", "dft")
 MAX_FLOPS = 4e12
 TIGHTNESS = 1.01
-SECONDS = 15.0  # of timed runs for each shape
+SECONDS = 20.0  # of timed runs for each shape
 GRAM_STEPS = (3, 4, 5, 6, 7, 8)
-LARGE = 2**20  # entries of a symbol
+LARGE = 2**18  # entries of a symbol
+KERNEL_STEPS = 5
 MOST_BYTES = 7e8  # of the frequencies that Gram iteration on a kernel keeps
 
 
@@ -53,9 +64,10 @@ def timings(seconds: dict[str, np.ndarray], base: str) -> dict[str, dict[str, An
             for name, each in seconds.items()}  # fmt: skip
 
 
-def spectra(channels: int, size: int, runs: int, wanted: dict[str, float]) -> dict[str, Any]:
+def spectra(channels: int, size: int, dtype: str, runs: int, wanted: dict[str, float]) -> dict[str, Any]:
+    jax.config.update("jax_enable_x64", dtype == "float64")
     layer = convolutions.Layer(3, (channels, channels), size, 1, 1)
-    kernel = layer.kernel()
+    kernel = layer.kernel().astype(dtype)
     truth = convolutions.numpy_spectrum(kernel.astype(np.float64), size, half=True)
     arms: dict[str, Callable[[], Any]] = {
         "NumPy, full FFT": lambda: convolutions.numpy_spectrum(kernel, size),
@@ -112,7 +124,9 @@ def norms(layer: convolutions.Layer, runs: int) -> dict[str, Any]:
             break
     if grid:
         entries = 8 * math.prod(coarse.shape[2:])
-        steps = max(t for t in GRAM_STEPS if entries * ((coarse.shape[0] - 1) * 2**t + 1) ** 2 <= MOST_BYTES)
+        steps = max(
+            t for t in range(1, KERNEL_STEPS + 1) if entries * ((coarse.shape[0] - 1) * 2**t + 1) ** 2 <= MOST_BYTES
+        )
         gram = functools.partial(convolutions.gram_iteration_padded, num_steps=steps)
         add("Gram, kernel", gram, coarse, steps=steps)
     if grid:
@@ -131,13 +145,9 @@ def norms(layer: convolutions.Layer, runs: int) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Return the tables of all sections, in Markdown."""
-    parts = [
-        spectra_table(results["spectra"]),
-        norms_table(results["norms"]),
-        compilation_table(results["compilation"]),
-    ]
-    return "\n\n".join(parts)
+    """Return the tables of all sections that were measured, in Markdown."""
+    made = {"spectra": spectra_table, "norms": norms_table, "compilation": compilation_table}
+    return "\n\n".join(make(results[section]) for section, make in made.items() if results[section])
 
 
 def shown(reading: dict[str, float]) -> str:
@@ -158,33 +168,32 @@ def spectra_table(rows: dict[str, Any]) -> str:
 
 
 def norms_table(rows: dict[str, Any]) -> str:
-    """One line for each shape of more than one tap, one for those of one, one for all; bound over norm, and seconds."""
-    lines = [
-        "| | " + " | ".join(f"{name}: bound / norm, CPU s" for name in ARMS) + " |",
-        "|---" * (len(ARMS) + 1) + "|",
-    ]
-
-    def line(name: str, members: list[dict[str, Any]]) -> str:
-        cells = []
-        for arm in ARMS:
-            found = [(row["count"], row["arms"].get(arm, row["arms"]["certified" if row["taps"] > 1 else INSTEAD[arm]]))
-                     for row in members]  # fmt: skip
-            if len(members) == 1 and arm not in members[0]["arms"]:
-                cells.append("")
-                continue
-            excess = [each["bound over norm"] for count, each in found for _ in range(count)]
-            steps = f", t = {found[0][1]['steps']}" if len(members) == 1 and "steps" in found[0][1] else ""
-            total = sum(count * each["cpu_seconds"]["median"] for count, each in found)
-            each = f"{excess[0]:.3f}" if len(members) == 1 else f"{np.median(excess):.3f}, at most {max(excess):.3f}"
-            cells.append(f"{each}{steps}; {total / (members[0]['count'] if len(members) == 1 else 1):.3g}")
-        return f"| {name} | " + " | ".join(cells) + " |"
-
-    wide = {name: row for name, row in rows.items() if row["taps"] > 1}
-    lines += [line(f"{name} ({row['count']})", [row]) for name, row in wide.items()]
-    matrices = [row for row in rows.values() if row["taps"] == 1]
-    for name, members in (("1 x 1", matrices), ("all", list(rows.values()))):
-        lines.append(line(f"{name} ({sum(row['count'] for row in members)}), sum", members))
+    """One line for each shape of several taps, then for all of one tap, and for all; sums count as the network does."""
+    head = "| convolution | " + " | ".join(f"{name}: bound / norm; CPU s" for name in ARMS) + " |"
+    lines = [head, "|---" * (len(ARMS) + 1) + "|"]
+    for name, row in rows.items():
+        if row["taps"] > 1:
+            cells = [cell(row["arms"][arm]) if arm in row["arms"] else "" for arm in ARMS]
+            lines.append(f"| {row['count']} of {name} | " + " | ".join(cells) + " |")
+    every = list(rows.values())
+    for name, members in (("1 x 1", [row for row in every if row["taps"] == 1]), ("all", every)):
+        count = sum(row["count"] for row in members)
+        lines.append(f"| {count}, {name}, in sum | " + " | ".join(total(members, arm) for arm in ARMS) + " |")
     return "\n".join(lines)
+
+
+def cell(found: dict[str, Any]) -> str:
+    steps = f" (t = {found['steps']})" if "steps" in found else ""
+    return f"{found['bound over norm']:.3f}{steps}; {found['cpu_seconds']['median']:.3g}"
+
+
+def total(rows: list[dict[str, Any]], arm: str) -> str:
+    """Return median and extreme of bound over norm and the sum of seconds; "certified" where an arm was left out."""
+    found = [row["arms"].get(arm, row["arms"][INSTEAD[arm] if row["taps"] == 1 else "certified"]) for row in rows]
+    counts = [row["count"] for row in rows]
+    excess = np.repeat([each["bound over norm"] for each in found], counts)
+    seconds = sum(count * each["cpu_seconds"]["median"] for count, each in zip(counts, found, strict=True))
+    return f"{np.median(excess):.3f}, at most {excess.max():.3f}; {seconds:.3g}"
 
 
 def compilation_table(rows: dict[str, Any]) -> str:
@@ -201,11 +210,11 @@ def compilation_table(rows: dict[str, Any]) -> str:
 def measurements(section: str, quick: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield the names of a section's rows and what measures them."""
     if section == "spectra":
-        for channels, size, runs, wanted in QUICK_SPECTRA if quick else SPECTRA:
-            name = f"{channels} channels, {size} x {size}"
-            yield name, functools.partial(spectra, channels, size, runs, wanted)
+        for channels, size, dtype, runs, wanted in QUICK_SPECTRA if quick else SPECTRA:
+            name = f"{channels} channels, {size} x {size}" + (", float64" if dtype == "float64" else "")
+            yield name, functools.partial(spectra, channels, size, dtype, runs, wanted)
     elif section == "norms":
-        for layer in convolutions.resnet50(*((32, 8) if quick else (224, 64))):
+        for layer in convolutions.resnet50(*((96, 4) if quick else (224, 64)))[: 7 if quick else None]:
             yield layer.name, functools.partial(norms, layer, 3 if quick else 7)
     else:
         channels, size = (4, 4) if quick else (64, 8)
@@ -218,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="the others are kept")
+    parser.add_argument("--resume", action="store_true", help="keep the finished rows of these sections and skip them")
     parser.add_argument("--quick", action="store_true", help="small channels and images: shows that everything works")
     parser.add_argument("--table", action="store_true", help="print the tables from the results, and stop")
     arguments = parser.parse_args()
@@ -226,12 +236,15 @@ def main() -> None:
     if arguments.table:
         print(table(results))
         return
-    results |= {"settings": {"dtype": "float32", "max_flops": MAX_FLOPS, "tightness": TIGHTNESS}}
+    results |= {"settings": {"max_flops": MAX_FLOPS, "tightness": TIGHTNESS}}
     out.parent.mkdir(parents=True, exist_ok=True)
     for section in arguments.sections:
-        results[section] = {}
+        jax.config.update("jax_enable_x64", False)
+        results[section] = results[section] if arguments.resume else {}
         results.setdefault("environment", {})[section] = environment()
         for name, measure in measurements(section, arguments.quick):
+            if name in results[section]:
+                continue
             results[section][name] = measure()
             out.write_text(json.dumps(results, indent=1) + "\n")
             print(f"{section}: {name}", flush=True)

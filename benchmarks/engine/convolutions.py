@@ -46,8 +46,9 @@ def resnet50(image: int = 224, width: int = 64) -> list[Layer]:
     """Return the distinct shapes of the 53 convolutions, with the strides of the blocks at the 3 x 3 kernels."""
     found: dict[Layer, int] = {}
 
-    def add(*layer) -> None:
-        found[Layer(*layer, 0)] = found.get(Layer(*layer, 0), 0) + 1
+    def add(taps: int, channels: tuple[int, int], size: int, stride: int) -> None:
+        layer = Layer(taps, channels, size, stride, 0)
+        found[layer] = found.get(layer, 0) + 1
 
     add(7, (3, width), image, 2)
     size, before = image // 4, width

@@ -110,12 +110,10 @@ class ConvolutionGeometry:
     def _convolve(self, samples, kernel, strides, pads, input_dilation):
         axes = "DHW"[3 - len(self.spatial_shape) :]
         if any(amount < 0 for pair in pads for amount in pair):
-            # XLA's batched convolution on CPU is wrong for some negative pads: dilate and crop beforehand
-            steps = tuple(
-                (min(low, 0), min(high, 0), step - 1) for (low, high), step in zip(pads, input_dilation, strict=True)
-            )
+            # XLA's batched convolution on CPU is wrong for some negative pads: dilate, pad and crop beforehand
+            steps = tuple((low, high, step - 1) for (low, high), step in zip(pads, input_dilation, strict=True))
             samples = jax.lax.pad(samples, jnp.zeros((), samples.dtype), ((0, 0, 0), *steps, (0, 0, 0)))
-            pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
+            pads = ((0, 0),) * len(pads)
             input_dilation = (1,) * len(pads)
         return jax.lax.conv_general_dilated(
             samples,

@@ -251,7 +251,7 @@ def test_what_is_refused(kernel, shape, options, error, message):
         sx.conv_operator(kernel, shape, **{"padding": "SAME", **options})
 
 
-@pytest.mark.parametrize("pads", [[(-1, 1)], [(-2, -1)], [(5, 0)]])
+@pytest.mark.parametrize("pads", [[(-1, 1)], [(-2, -1)], [(5, 0)], [(12, -11)], [(-10, 14)]])
 @pytest.mark.parametrize("strides", [1, 2])
 def test_negative_pads_agree_one_by_one_and_in_a_batch(pads, strides):
     kernel = jax.random.normal(jax.random.key(0), (4, 2, 4))
@@ -269,3 +269,32 @@ def test_negative_pads_agree_one_by_one_and_in_a_batch(pads, strides):
     np.testing.assert_allclose(operator.matmat(units).reshape(18, -1).T, expected, atol=1e-5)
     np.testing.assert_allclose(jax.vmap(operator.matvec)(units).reshape(18, -1).T, expected, atol=1e-5)
     np.testing.assert_allclose(operator.H.to_dense().T, expected, atol=1e-5)
+
+
+def test_layers_of_equinox(key):
+    """Channels first and kernels (out, in / groups, spatial...), as Equinox has them; depthwise, too."""
+    equinox = pytest.importorskip("equinox")
+    for groups, channels in ((1, (2, 3)), (4, (4, 4))):
+        layer = equinox.nn.Conv2d(*channels, 3, stride=2, padding=1, groups=groups, use_bias=False, key=key)
+        A = sx.conv_operator(
+            layer.weight, (channels[0], 7, 6), strides=2, padding=((1, 1), (1, 1)), feature_group_count=groups,
+            dimension_numbers=("NCHW", "OIHW", "NCHW"),
+        )  # fmt: skip
+        sample = jax.random.normal(key, A.in_struct.shape)
+        assert_allclose(A.matvec(sample), layer(sample), atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_transposed_layers_of_flax(padding, key):
+    """A transposed convolution is one of a dilated input, with the pads that `lax.conv_transpose` takes."""
+    linen = pytest.importorskip("flax.linen")
+    taps, stride, sizes = 4, 2, (5, 6)
+    layer = linen.ConvTranspose(3, (taps, taps), strides=(stride, stride), padding=padding, use_bias=False)
+    sample = jax.random.normal(key, (*sizes, 2))
+    variables = layer.init(key, sample)
+    pads = {"SAME": (2, 2), "VALID": (3, 3)}[padding]  # taps + stride - 2 in sum, and taps - 1
+    kernel = variables["params"]["kernel"]
+    A = sx.conv_operator(kernel, sizes, padding=(pads, pads), input_dilation=stride)
+    expected = layer.apply(variables, sample)
+    assert A.out_struct.shape == expected.shape
+    assert_allclose(A.matvec(sample), expected, atol=1e-5)

@@ -1,5 +1,7 @@
 """Clipped convolutions against dense decompositions, and derivatives where singular values meet."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +155,16 @@ def test_dtypes_and_vmap(dtype):
     wide = "complex64" if dtype == "complex64" else "float32"
     alone = [sx.clip_spectral_norm(k.astype(wide), 0.5, (5,)) for k in kernels]
     assert_allclose(clipped.astype(wide), jnp.stack(alone), atol=4 * float(jnp.finfo(dtype).eps))
+
+
+def test_one_compilation_for_many_calls():
+    """Its own cache, for other kernels and bounds."""
+    cache, kernel = sys.modules["spectrax.spectrum.convolution.clipping"]._in_rounds, jnp.ones((3, 1, 1))
+    for step in range(1, 6):
+        sx.clip_spectral_norm(kernel * step, step / 2, [4], rounds=2)
+        if step == 1:
+            before = cache._cache_size()
+    assert cache._cache_size() == before
 
 
 def test_what_is_refused():

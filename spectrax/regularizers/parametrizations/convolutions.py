@@ -11,12 +11,12 @@ from spectrax.regularizers.parametrizations.contract import Parametrization
 
 
 def aol(*, strides: int | Sequence[int] = 1, feature_group_count: int = 1) -> Parametrization:
-    """Return almost-orthogonal kernels: norm at most one for zero padding and circular padding.
+    """Return almost-orthogonal kernels: norm at most one, for the paddings that `spectrax.aol_rescale` names.
 
     The raw parameters are a kernel, and the applied one is `spectrax.aol_rescale` of it.
 
     Args:
-        strides: Those of the layer.
+        strides: Those of the layer; where they are not one, its kernel must not be dilated.
         feature_group_count: That of the layer.
 
     Returns:

@@ -57,6 +57,7 @@ def _apply(raw: dict[str, jax.Array]) -> jax.Array:
     return transform * (signs[..., :, None] if wide else signs[..., None, :])
 
 
+@jax.jit
 def _inverse(Q: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return W and signs of which the transform of W with its columns multiplied by the signs is Q."""
     n = Q.shape[-1]

@@ -1,5 +1,6 @@
 """Convolution kernels with their singular values clipped."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import checks, vectors
-from spectrax.spectrum.convolution.fourier import circular_grid
+from spectrax.spectrum.convolution.fourier import CircularGrid, circular_grid
 from spectrax.spectrum.convolution.symbol import checked_kernel
 
 
@@ -74,11 +75,15 @@ def clip_spectral_norm(
     grid = circular_grid(kernel, input_shape, strides, feature_group_count)
     working = vectors.working_dtype(kernel.dtype)
     limit = jnp.asarray(bound).astype(vectors.real_dtype(working))
+    return _in_rounds(kernel.astype(working), limit, grid, int(rounds)).astype(kernel.dtype)
 
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _in_rounds(kernel: jax.Array, limit: jax.Array, grid: CircularGrid, rounds: int) -> jax.Array:
     def clip(_, current):
         return grid.crop(grid.kernel(clip_singular_values(grid.symbols(current), limit)))
 
-    return jax.lax.fori_loop(0, rounds, clip, kernel.astype(working)).astype(kernel.dtype)
+    return jax.lax.fori_loop(0, rounds, clip, kernel)
 
 
 @jax.custom_jvp

@@ -25,12 +25,12 @@ import numpy as np
 from spectrax import vectors
 from spectrax.spectrum.convolution.symbol import circular_frequencies, conv_symbol
 
-_CANDIDATES = 16  # points around which a grid is refined
+CANDIDATES = (64, 32, 32)  # points around which the grid is refined, each time that its spacing is halved
 _SVD_SIDE = 32  # symbols up to this shorter side are decomposed, larger ones certified
 _POWER_STEPS = 24
 _FIRST_SLACK = 1e-4
 _SLACK_GROWTH = 4.0
-_CHUNK_BYTES = 2**26  # of symbols at a time
+_CHUNK_BYTES = 2**26  # of symbols and phases of taps at a time
 
 
 def cosine_factor(taps: tuple[int, ...], sizes: tuple[int, ...]) -> float:
@@ -60,17 +60,19 @@ def nearest_factor(taps: tuple[int, ...], sizes: tuple[int, ...]) -> float:
     return math.cos(min(angle, math.pi))
 
 
-def grid_bound(kernel: jax.Array, sizes: tuple[int, ...], refinements: int) -> tuple[jax.Array, jax.Array]:
+def grid_bound(kernel: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Return an upper bound of the symbol's norm at all frequencies.
+
+    The grid is refined near its largest values; where more points than `CANDIDATES` could be near the maximum, the
+    finer grids count for nothing.
 
     Args:
         kernel: Shape (spatial..., in, out), in working precision, finite and of moderate size.
         sizes: The grid, above taps - 1 along each axis.
-        refinements: How often the grid is halved near its largest values. Where too many points could be near the
-            maximum, the finer grids count for nothing.
 
     Returns:
-        The bound, and the frequency where the symbol was largest, shape (d,).
+        The bound, and the frequency of shape (d,) whose norm it is a multiple of, up to what changes discretely: the
+        derivative of the bound is that of this norm, times their ratio.
     """
     taps, rank = kernel.shape[:-2], kernel.ndim - 2
     frequencies, _ = circular_frequencies(sizes, (1,) * rank, real=not vectors.is_complex(kernel.dtype))
@@ -78,25 +80,27 @@ def grid_bound(kernel: jax.Array, sizes: tuple[int, ...], refinements: int) -> t
     norms = _norms(kernel, points)
     best, where = jnp.max(norms), points[jnp.argmax(norms)]
     bound = _certified(kernel, points, norms, _polished(kernel, best, where)) / cosine_factor(taps, sizes)
-    covered = jnp.array(True)
+    origin, covered = where, jnp.array(True)
     corners = np.stack(np.meshgrid(*([np.array([-0.25, 0.25])] * rank), indexing="ij"), -1).reshape(-1, rank)
-    for _ in range(refinements):
+    for count in CANDIDATES:
         nearest = nearest_factor(taps, sizes)
         if nearest <= 0:
             break
         order = jnp.argsort(-norms)
-        near, far = order[:_CANDIDATES], order[_CANDIDATES:]
+        near, far = order[:count], order[count:]
         if far.size:  # the maximum is not near a point whose norm is below this
             covered &= _all_below(kernel, points[far], norms[far], nearest * best)
         # the middles of the quarters of each cell that is kept, so that a grid of half the spacing covers it
         moves = jnp.asarray(corners * 2 * np.pi / np.array(sizes), points.dtype)
         points, sizes = (points[near][:, None] + moves).reshape(-1, rank), tuple(2 * size for size in sizes)
         norms = _norms(kernel, points)
-        finer = jnp.max(norms)
-        best, where = jnp.maximum(best, finer), jnp.where(finer > best, points[jnp.argmax(norms)], where)
+        finer, own = jnp.max(norms), points[jnp.argmax(norms)]
+        best, where = jnp.maximum(best, finer), jnp.where(finer > best, own, where)
         finest = _certified(kernel, points, norms, _polished(kernel, best, where)) / nearest_factor(taps, sizes)
-        bound = jnp.where(covered, jnp.minimum(bound, finest), bound)
-    return bound, where
+        tighter = covered & (finest < bound)
+        bound = jnp.where(tighter, finest, bound)
+        origin = jnp.where(tighter, own if _small(kernel) else where, origin)
+    return bound, origin
 
 
 def grid_size(taps: tuple[int, ...], num_frequencies: int) -> tuple[int, ...]:
@@ -110,10 +114,11 @@ def _small(kernel: jax.Array) -> bool:
 
 def _per_point(function: Callable[[jax.Array], jax.Array], kernel: jax.Array, points: jax.Array) -> jax.Array:
     """Map a function of the symbol over frequencies, with bounded memory."""
-    symbol_bytes = math.prod(kernel.shape[-2:]) * jnp.dtype(kernel.dtype).itemsize * 2
+    numbers = math.prod(kernel.shape[-2:]) + math.prod(kernel.shape[:-2])
+    point_bytes = numbers * jnp.dtype(kernel.dtype).itemsize * 2
     return jax.lax.map(
         lambda point: function(conv_symbol(kernel, point)), points,
-        batch_size=max(min(_CHUNK_BYTES // symbol_bytes, points.shape[0]), 1),
+        batch_size=max(min(_CHUNK_BYTES // point_bytes, points.shape[0]), 1),
     )  # fmt: skip
 
 

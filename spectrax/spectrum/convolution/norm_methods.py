@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks
-from spectrax.operators.convolution import ConvolutionGeometry, ConvolutionOperator, extents
+from spectrax import checks, vectors
+from spectrax.operators.convolution import ConvolutionGeometry, ConvolutionOperator
 from spectrax.results import Quantity
 from spectrax.spectrum.convolution import size_free
 from spectrax.spectrum.convolution.gram_iteration import circular_gram_bound, padded_gram_bound
@@ -20,8 +20,6 @@ from spectrax.spectrum.convolution.symbol import circular_symbol, conv_symbol, p
 from spectrax.spectrum.functions import status_of
 from spectrax.spectrum.methods import DENSE_OPERATOR_SIDE, Dense, can_be_dense
 from spectrax.spectrum.quantities import spectral_norm
-
-REFINEMENTS = 3  # how often the grid is halved near the largest values
 
 
 def is_small(operator: ConvolutionOperator) -> bool:
@@ -43,7 +41,10 @@ def structured_norm(problem: Problem) -> Quantity:
     blocks, kernels = blocks_of(problem.sized)
     kernels = jnp.where(problem.finite, kernels, 0).astype(problem.kernels.dtype)
     kernels = kernels / problem.scale.astype(kernels.dtype)
-    return problem.quantity(jnp.max(jnp.stack([jnp.max(part_values(part, kernels)) for part in blocks])), "exact")
+    norms = [jnp.max(part_values(part, kernels)) for part in blocks]
+    if not norms:  # all windows lie in the padding
+        norms = [jnp.zeros((), vectors.real_dtype(kernels.dtype))]
+    return problem.quantity(jnp.max(jnp.stack(norms)), "exact")
 
 
 def exact_norm(problem: Problem, options: Options) -> Quantity:
@@ -119,11 +120,11 @@ def grid_norm(problem: Problem, num_frequencies: int) -> Quantity:
 
     @jax.custom_jvp
     def bound(kernel: jax.Array) -> jax.Array:
-        return grid_bound(kernel, sizes, REFINEMENTS)[0]
+        return grid_bound(kernel, sizes)[0]
 
     @bound.defjvp
     def bound_jvp(primals, tangents):
-        upper, where = grid_bound(primals[0], sizes, REFINEMENTS)
+        upper, where = grid_bound(primals[0], sizes)
         own, change = jax.jvp(lambda k: size_free.norm(conv_symbol(k, where)), primals, tangents)
         return upper, jnp.where(own > 0, upper / jnp.where(own > 0, own, 1), 1) * change
 
@@ -195,26 +196,7 @@ def _tensor_norm(problem: Problem, options: Options) -> Quantity:
 
 def _reshaped(problem: Problem, options: Options) -> Quantity:
     del options
-    kind = "lower"
-    if problem.operator is not None:
-        geometry = problem.operator.geometry
-        kind = "lower" if _holds_a_window(geometry) else "estimate"
-    return problem.quantity(problem.largest(size_free.reshaped), kind)
-
-
-def _holds_a_window(geometry: ConvolutionGeometry) -> bool:
-    """Say whether some position of the output sees every tap, at different places."""
-    if geometry.input_dilation != (1,) * len(geometry.strides):
-        geometry = geometry.adjoint
-    window = extents(geometry.kernel_shape, geometry.kernel_dilation)
-    if geometry.padding == "CIRCULAR":
-        return all(size >= extent for size, extent in zip(geometry.spatial_shape, window, strict=True))
-    for size, image, extent, stride, (low, _) in zip(
-        geometry.spatial_shape, geometry.output_shape, window, geometry.strides, geometry.pads, strict=False
-    ):
-        if not any(0 <= place * stride - low <= size - extent for place in range(image)):
-            return False
-    return True
+    return problem.quantity(problem.largest(size_free.reshaped), "lower" if problem.holds_a_window else "estimate")
 
 
 def _size_free(name: str) -> Callable[[Problem, Options], Quantity]:

@@ -1,6 +1,8 @@
 """A convolution whose norm is asked for, brought into the form that the bounds take."""
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from spectrax.spectrum.convolution.singular_values import divides
 from spectrax.spectrum.convolution.symbol import grouped, polyphase
 from spectrax.spectrum.functions import power_of_two, status_of
 
-_CHUNK_ENTRIES = 2**12  # of symbols at one frequency, in groups that are worked on together
+_CHUNK_ENTRIES = 2**12  # of symbols at one frequency, or of phases of taps, in groups that are worked on together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Problem:
         scale: A power of two.
         finite: Whether the kernel was.
         circular: Whether the padding is circular, the size known, and the symbol on its grid is all there is.
+        holds_a_window: Whether the reshaped kernel is a part of the matrix (of a large input, if the size is unknown).
     """
 
     operator: ConvolutionOperator | None
@@ -58,6 +61,7 @@ class Problem:
     scale: jax.Array
     finite: jax.Array
     circular: bool
+    holds_a_window: bool
 
     @property
     def sized(self) -> ConvolutionOperator:
@@ -100,7 +104,7 @@ class Problem:
     def largest(self, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """Return the largest of a bound over groups, with bounded memory."""
         groups, *_, inputs, outputs = self.kernels.shape
-        together = max(min(_CHUNK_ENTRIES // (inputs * outputs), groups), 1)
+        together = max(min(_CHUNK_ENTRIES // max(inputs * outputs, math.prod(self.taps)), groups), 1)
         return jnp.max(jax.lax.map(function, self.kernels, batch_size=together))
 
 
@@ -142,10 +146,30 @@ def problem_of(kernel: jax.Array, what: Geometry) -> Problem:
     if steps != one:
         kernels = jax.vmap(lambda part: polyphase(part, steps, spacing))(kernels)
     whole = None if input_shape is None else operator
-    return Problem(whole, kernels, scale, finite, circular and whole is not None and divides(geometry))
+    by_symbol = circular and whole is not None and divides(geometry)
+    return Problem(whole, kernels, scale, finite, by_symbol, _holds_a_window(operator.geometry))
 
 
 def _widest(padding: Any) -> int:
-    if isinstance(padding, str) or not isinstance(padding, Sequence):
+    if isinstance(padding, str):
         return 0
-    return max((abs(entry) for pair in padding if isinstance(pair, Sequence) for entry in pair), default=0)
+    entries = (entry for pair in padding if isinstance(pair, Sequence) for entry in pair)
+    return max((abs(int(entry)) for entry in entries if isinstance(entry, numbers.Integral)), default=0)
+
+
+def _holds_a_window(geometry: ConvolutionGeometry) -> bool:
+    """Say whether some output sees every tap, or some input is seen by every tap, at different places."""
+    one = (1,) * len(geometry.strides)
+    if geometry.input_dilation != one:
+        if geometry.strides != one:
+            return False  # outputs miss the taps that lie between the entries, and inputs those that strides skip
+        geometry = geometry.adjoint
+    window = extents(geometry.kernel_shape, geometry.kernel_dilation)
+    if geometry.padding == "CIRCULAR":
+        return all(size >= extent for size, extent in zip(geometry.spatial_shape, window, strict=False))
+    for size, image, extent, stride, (low, _) in zip(
+        geometry.spatial_shape, geometry.output_shape, window, geometry.strides, geometry.pads, strict=False
+    ):
+        if not any(0 <= place * stride - low <= size - extent for place in range(image)):
+            return False
+    return True

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from spectrax import checks
 from spectrax.operators.convolution import per_axis
 from spectrax.results import Quantity
-from spectrax.spectrum.convolution.grid import grid_size
+from spectrax.spectrum.convolution.grid import CANDIDATES, grid_size
 from spectrax.spectrum.convolution.norm_methods import (
     BY_NAME,
-    REFINEMENTS,
     coarse_sizes,
     default_frequencies,
     exact_norm,
@@ -106,7 +105,8 @@ def conv_norm(
     Cost:
         With c_out x c_in channels, C = c_out c_in min(c_out, c_in), and T taps: "grid" some ten C for each of N^d / 2
         frequencies, "gram" 8 C for each frequency and step, "fantastic_four" some T^2 C, "tap_sum" some ten T C,
-        "schur" c_in c_out T. The others as said above.
+        "schur" c_in c_out T. The others as said above. In memory the kernel of "gram" has (size - 1) 2^num_steps + 1
+        taps along each axis.
 
     Derivatives:
         First derivatives, finite everywhere. Those of "grid" and of `certified` are those of the symbol's norm where it
@@ -131,19 +131,22 @@ def conv_norm(
     """
     checks.choice("method", method, METHODS)
     checks.number_in("max_flops", max_flops, 0, math.inf)
-    for name, value in (("num_steps", num_steps), ("num_starts", num_starts)):
-        checks.positive_integer(name, value)
+    for name, value in (("num_frequencies", num_frequencies), ("num_steps", num_steps), ("num_starts", num_starts)):
+        if value is not None or name != "num_frequencies":
+            checks.positive_integer(name, value)
+    if not isinstance(padding, str | Sequence):  # an array cannot be hashed
+        raise ValueError(f"padding must be a name or one pair (before, after) for each spatial axis, got {padding!r}")
     kernel = checked_kernel(kernel)
     rank = kernel.ndim - 2
     what = Geometry(
         None if input_shape is None else tuple(input_shape),
-        padding if isinstance(padding, str) or not isinstance(padding, Sequence) else _pairs(padding),
+        padding if isinstance(padding, str) else _pairs(padding),
         per_axis("strides", strides, rank),
         per_axis("input_dilation", input_dilation, rank),
         per_axis("kernel_dilation", kernel_dilation, rank),
         feature_group_count,
     )
-    options = Options(num_frequencies, num_steps, num_starts)
+    options = Options(None if num_frequencies is None else int(num_frequencies), int(num_steps), int(num_starts))
     return _conv_norm(kernel, key, what, options, method, certified, float(max_flops))
 
 
@@ -180,12 +183,13 @@ def _certified(problem: Problem, options: Options, max_flops: float) -> Quantity
         return exact_norm(problem, options)
     if problem.operator is not None and not problem.circular and structured_flops(problem.operator) <= max_flops:
         return structured_norm(problem)
+    per_symbol = 4.0 * problem.kernels.size
     bounds = [BY_NAME["schur"](problem, options)]
     finest = options.num_frequencies or 2 * default_frequencies(problem.taps)
     affordable = [
         count
         for count in (finest, finest // 2, finest // 4)
-        if count > max(problem.taps) - 1 and per_frequency * _points(problem, count) <= max_flops
+        if count > max(problem.taps) - 1 and (per_frequency + per_symbol) * _points(problem, count) <= max_flops
     ]
     if affordable:
         bounds.append(grid_norm(problem, affordable[0]))
@@ -205,7 +209,7 @@ def _certified(problem: Problem, options: Options, max_flops: float) -> Quantity
 def _points(problem: Problem, num_frequencies: int) -> float:
     """How many frequencies a refined grid has."""
     rank = len(problem.taps)
-    return math.prod(grid_size(problem.taps, num_frequencies)) / 2 + REFINEMENTS * 16 * 2**rank
+    return math.prod(grid_size(problem.taps, num_frequencies)) / 2 + sum(CANDIDATES) * 2**rank
 
 
 def min_of(bounds: Sequence[Quantity]) -> Quantity:

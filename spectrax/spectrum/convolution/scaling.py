@@ -128,6 +128,7 @@ def aol_rescale(kernel: jax.Array, /, *, strides: int | Sequence[int] = 1, featu
     for every input size. It is attained by kernels with orthogonal columns, which are only brought to length one;
     random kernels end well below it (He kernels of 8 x 8 channels and 3 x 3 taps on 12 x 12 at 0.57 to 0.62, ten seeds;
     0.63 to 0.71 with stride 2). With strides each of the interleaved parts of a channel has a scale of its own.
+    A dilation moves taps from part to part, so the bound does not hold for strides and dilated kernels together.
 
     Args:
         kernel: Shape (spatial..., in / groups, out).

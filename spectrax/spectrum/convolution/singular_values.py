@@ -74,7 +74,8 @@ def conv_singular_values(
         full: Whether to return a `ConvolutionSpectrum`, which says what the values are.
 
     Returns:
-        Shape (min(m, n),); real, and of 32 bits for a 16-bit kernel. NaN where the kernel is not finite.
+        Shape (min(m, n),), with m and n of the circular convolution for "circular", which has not the outputs of
+        "VALID" and "FULL"; real, and of 32 bits for a 16-bit kernel. NaN where the kernel is not finite.
 
     Raises:
         TypeError: If the kernel has an integer dtype.
