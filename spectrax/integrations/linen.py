@@ -108,7 +108,7 @@ class CayleyConv(nn.Module):
 
     features: int
     kernel_size: int | Sequence[int]
-    strides: int | Sequence[int] = 1
+    strides: int | Sequence[int] | None = 1
     feature_group_count: int = 1
     use_bias: bool = True
     dtype: Any = None

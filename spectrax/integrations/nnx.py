@@ -126,7 +126,7 @@ class CayleyConv(nnx.Module):
         in_features: int,
         out_features: int,
         kernel_size: int | Sequence[int],
-        strides: int | Sequence[int] = 1,
+        strides: int | Sequence[int] | None = 1,
         *,
         feature_group_count: int = 1,
         use_bias: bool = True,

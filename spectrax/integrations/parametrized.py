@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 from flax.linen.dtypes import promote_dtype
 
+from spectrax.operators.convolution import per_axis
 from spectrax.regularizers.parametrizations import Parametrization
 from spectrax.spectrum.convolution.cayley import cayley_convolve
 
@@ -30,7 +31,7 @@ def kernel_shape(kernel_size: int | Sequence[int], channels: int, features: int,
     """
     if channels % groups:
         raise ValueError(f"{channels} input channels cannot be split into {groups} groups")
-    sizes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (int(kernel_size),)
     return (*sizes, channels // groups, features)
 
 
@@ -57,20 +58,49 @@ def convolve(
         Shape (batch..., spatial..., out).
 
     Raises:
-        ValueError: If the kernel is made for another size of the input or another padding.
+        ValueError: If the kernel is made for another size of the input or another padding, strides or groups.
     """
     kernel = raw if parametrization is None else parametrization.apply(raw)
-    sizes = None if parametrization is None else parametrization.input_sizes
+    if parametrization is not None:
+        _check_fits(parametrization, kernel.ndim - 2, inputs.shape, options)
+    layer = nn.Conv(kernel.shape[-1], kernel.shape[:-2], use_bias=bias is not None, parent=None, **options)
+    result: Any = layer.apply({"params": _params(kernel, bias)}, inputs)
+    return result
+
+
+def _check_fits(
+    parametrization: Parametrization, rank: int, input_shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    def steps(name: str, value: Any) -> tuple[int, ...]:
+        return per_axis(name, 1 if value is None else value, rank)
+
+    one = (1,) * rank
+    strides, dilation = (steps(name, options[name]) for name in ("strides", "kernel_dilation"))
+    if parametrization.strides is not None:
+        wanted = steps("strides", parametrization.strides)
+        if wanted != strides:
+            raise ValueError(f"the parametrization makes kernels for strides={wanted}, and the layer has {strides}")
+        if strides != one and dilation != one:
+            raise ValueError(f"with strides={strides} the parametrization needs kernel_dilation=1, got {dilation}")
+    groups = parametrization.feature_group_count
+    if groups is not None and groups != options["feature_group_count"]:
+        raise ValueError(
+            f"the parametrization makes kernels for feature_group_count={groups}, and the layer has "
+            f"{options['feature_group_count']}"
+        )
+    sizes = parametrization.input_sizes
     if sizes is not None:
-        given = inputs.shape[-1 - len(sizes) : -1]
+        given = input_shape[-1 - rank : -1]
         if options["padding"] != "CIRCULAR" or given != sizes:
             raise ValueError(
                 f"the parametrization makes kernels for padding='CIRCULAR' and inputs of the sizes {sizes}, got "
                 f"padding={options['padding']!r} and {given}"
             )
-    layer = nn.Conv(kernel.shape[-1], kernel.shape[:-2], use_bias=bias is not None, parent=None, **options)
-    result: Any = layer.apply({"params": _params(kernel, bias)}, inputs)
-    return result
+        if dilation != one or steps("input_dilation", options["input_dilation"]) != one:
+            raise ValueError(
+                f"the parametrization makes kernels for layers without dilation, got kernel_dilation={dilation} and "
+                f"input_dilation={options['input_dilation']}"
+            )
 
 
 def convolve_cayley(
@@ -83,7 +113,7 @@ def convolve_cayley(
         raw: The raw parameters of `parametrizations.cayley_convolution`.
         bias: Shape (out,), or None.
         dtype: As in `CayleyConv`.
-        **options: Strides and feature_group_count.
+        **options: Strides (None for one) and feature_group_count.
 
     Returns:
         Shape (batch..., spatial / strides..., out).
@@ -94,6 +124,8 @@ def convolve_cayley(
     rank = kernel.ndim - 2
     batch = inputs.shape[: -1 - rank]
     samples = inputs.reshape(-1, *inputs.shape[inputs.ndim - 1 - rank :])
+    if options["strides"] is None:
+        options["strides"] = 1
     images = cayley_convolve(samples, kernel, scale=raw["scale"], **options)
     if bias is not None:
         images = images + bias

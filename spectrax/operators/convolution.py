@@ -197,19 +197,14 @@ def conv_operator(
         >>> A.shape
         (3, 4)
     """
-    kernel = jnp.asarray(kernel)
-    checks.inexact("kernel", kernel.dtype)
-    if kernel.ndim not in (3, 4, 5):
-        raise ValueError(f"kernel must have 1, 2 or 3 spatial axes and two of channels, got shape {kernel.shape}")
-    if 0 in kernel.shape:
-        raise ValueError(f"kernel must have at least one entry along every axis, got shape {kernel.shape}")
+    kernel = checked_kernel(kernel)
     if dimension_numbers is not None:
         return _in_layout(
-            kernel, tuple(input_shape), dimension_numbers, strides=strides, padding=padding,
+            kernel, shape_of(input_shape), dimension_numbers, strides=strides, padding=padding,
             input_dilation=input_dilation, kernel_dilation=kernel_dilation, feature_group_count=feature_group_count,
         )  # fmt: skip
     geometry = _geometry(
-        kernel.shape, tuple(input_shape), strides, padding, input_dilation, kernel_dilation, feature_group_count
+        kernel.shape, shape_of(input_shape), strides, padding, input_dilation, kernel_dilation, feature_group_count
     )
     return ConvolutionOperator(kernel, geometry)
 
@@ -251,6 +246,26 @@ def _geometry(kernel_shape, input_shape, strides, padding, input_dilation, kerne
             f"{padding!r}: the output would have shape {geometry.output_shape}"
         )
     return geometry
+
+
+def checked_kernel(kernel: jax.Array) -> jax.Array:
+    """Return a kernel as an array, or raise if it has not 1, 2 or 3 spatial axes and entries."""
+    kernel = jnp.asarray(kernel)
+    checks.inexact("kernel", kernel.dtype)
+    if kernel.ndim not in (3, 4, 5):
+        raise ValueError(f"kernel must have 1, 2 or 3 spatial axes and two of channels, got shape {kernel.shape}")
+    if 0 in kernel.shape:
+        raise ValueError(f"kernel must have at least one entry along every axis, got shape {kernel.shape}")
+    return kernel
+
+
+def shape_of(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of an input as a tuple, or raise if it is a number."""
+    if isinstance(input_shape, numbers.Number):
+        raise ValueError(
+            f"input_shape must be a sequence of spatial sizes, with or without the channels, got {input_shape!r}"
+        )
+    return tuple(input_shape)
 
 
 def extents(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:

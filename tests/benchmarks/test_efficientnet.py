@@ -86,7 +86,7 @@ def test_results_hold_what_the_pages_say(layers):
             norm = np.sqrt(np.linalg.eigvalsh(gram)[-1])
             assert row["exact"]["converged"]
             assert row["exact"]["others"] <= exact
-            assert exact <= row["certified"]["upper"]
+            assert exact <= row["certified"]["upper"] * (1 + 1e-12)  # both may be exact, each to its round-off
             assert_allclose(row["reshaped"], norm, rtol=1e-5)
             if layer.kind == "1 x 1":
                 assert_allclose(exact, norm, rtol=1e-5)

@@ -142,6 +142,18 @@ def test_cayley_conv_is_the_convolution_with_the_transform(sizes, channels, feat
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(zero)))
 
 
+def test_strides_of_none_and_sizes_of_numpy():
+    """As in Flax, where None stands for one."""
+    x, key = inputs_of((3,)), jax.random.key(0)
+    for made in (Conv, CayleyConv):
+        some, same = made(3, np.int64(3), strides=None), made(3, (3,), strides=1)
+        variables = same.init(key, x)
+        jax.tree.map(np.testing.assert_array_equal, some.init(key, x), variables)
+        np.testing.assert_array_equal(some.apply(variables, x), same.apply(variables, x))
+    bounded = Conv(3, (3,), strides=None, parametrization=parametrizations.aol())
+    bounded.apply(bounded.init(key, x), x)
+
+
 def test_16_bits_are_computed_in_32():
     x = inputs_of((3, 3))
     layer = CayleyConv(3, (3, 3), dtype=jnp.bfloat16)
@@ -166,8 +178,18 @@ def test_what_is_refused():
         Conv(3, (3, 3), parametrization=form).init(key, x)
     with pytest.raises(ValueError, match=r"inputs of the sizes \(6, 5\).*\(6, 4\)"):
         Conv(3, (3, 3), padding="CIRCULAR", parametrization=form).init(key, x[:, :, :4])
+    with pytest.raises(ValueError, match="without dilation, got kernel_dilation=\\(1, 1\\) and input_dilation=2"):
+        Conv(3, (3, 3), padding="CIRCULAR", input_dilation=2, parametrization=form).init(key, x)
     with pytest.raises(ValueError, match="groups"):
         Conv(3, (3, 3), feature_group_count=3).init(key, x)
+    for own, layers, message in (
+        ({"strides": 2}, {}, r"for strides=\(2, 2\), and the layer has \(1, 1\)"),
+        ({}, {"strides": (1, 2)}, r"for strides=\(1, 1\), and the layer has \(1, 2\)"),
+        ({"strides": 2}, {"strides": 2, "kernel_dilation": 2}, "needs kernel_dilation=1"),
+        ({"feature_group_count": 2}, {}, "for feature_group_count=2, and the layer has 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Conv(4, (3, 3), parametrization=parametrizations.aol(**own), **layers).init(key, x)
     with pytest.raises(ValueError, match="at most the input's"):
         CayleyConv(3, (7, 3)).init(key, x)
 

@@ -148,10 +148,14 @@ def test_what_is_refused():
         parametrizations.row_normalized((3, 3, 3, 3))
     with pytest.raises(ValueError, match="input_sizes"):
         parametrizations.cayley_convolution((3, 0))
+    with pytest.raises(ValueError, match="input_sizes must be the 1, 2 or 3 spatial sizes of the input, got 4"):
+        parametrizations.cayley_convolution(4)
     with pytest.raises(ValueError, match="eps"):
         parametrizations.row_normalized((3,), eps=2.0)
     with pytest.raises(ValueError, match="bound"):
         parametrizations.clipped(-1.0, (3,))
+    with pytest.raises(ValueError, match="bound"):
+        parametrizations.clipped(jnp.array(-1.0), (3,))
     with pytest.raises(TypeError, match="rounds"):
         parametrizations.clipped(1.0, (3,), rounds=0.5)
     with pytest.raises(ValueError, match="two axes"):

@@ -173,6 +173,11 @@ def test_what_is_refused():
         sx.clip_spectral_norm(kernel, 1.0, (2,))
     with pytest.raises(ValueError, match="bound"):
         sx.clip_spectral_norm(kernel, -1.0, (4,))
+    with pytest.raises(ValueError, match="bound must be at least 0"):
+        sx.clip_spectral_norm(kernel, jnp.array(-1.0), (4,))
+    assert np.isnan(jax.jit(lambda bound: sx.clip_spectral_norm(kernel, bound, (4,)))(-1.0)).all()
+    with pytest.raises(ValueError, match="input_shape must be a sequence of spatial sizes"):
+        sx.clip_spectral_norm(kernel, 1.0, 4)
     with pytest.raises(ValueError, match="bound must be a scalar"):
         sx.clip_spectral_norm(kernel, jnp.ones(2), (4,))
     with pytest.raises(TypeError, match="rounds"):

@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import spectrax as sx
+from spectrax.spectrum.convolution import grid
 
 UPPER = ("grid", "gram", "aol", "fantastic_four", "lip_grid", "tap_sum", "schur", "frobenius")
 LAPLACIAN = np.array([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]])[:, :, None, None]
@@ -53,13 +54,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+ROUGH = ("same", "strides, circular", "depthwise", "wraps")  # the cases that are looked at in 32 bits too
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*((case, np.float64) for case in CASES), *((case, np.float32) for case in ROUGH)]
+)
 def test_no_bound_is_below_the_norm(case, dtype, convolution_matrix, x64):
     """2,000 random kernels and more over all cases: rough ones, smooth ones and ones with a small rank."""
     shape, size, padding, strides, groups = CASES[case]
     rng = np.random.default_rng(len(case))
-    count = 70
+    count = 112
     kernels = rng.normal(size=(count, *size))
     kernels[::3] = np.cumsum(kernels[::3], axis=1)
     kernels[1::3] = np.abs(kernels[1::3])
@@ -120,15 +125,17 @@ def test_a_grid_that_is_too_coarse_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_large_symbols_are_certified_without_decompositions(dtype, x64):
+def test_large_symbols_are_certified_without_decompositions(dtype, monkeypatch, x64):
     """More channels than are decomposed: the bound by Cholesky factors is as tight, and above the supremum."""
+    monkeypatch.setattr(grid, "_DECOMPOSED_SIDE_ON_CPU", 32)  # as on accelerators
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.normal(size=(3, 40, 44)), axis=0)
     smooth[:, :, :20] = 0  # and rank-deficient
-    for kernel in (rng.normal(size=(3, 40, 44)), smooth, np.ones((3, 40, 40)), 1e-30 * rng.normal(size=(3, 40, 40))):
-        bound = float(sx.conv_norm(jnp.asarray(kernel, dtype), padding="SAME", method="grid").value)
+    bound_of = jax.jit(lambda kernel: sx.conv_norm(kernel, padding="SAME", method="grid").value)
+    for kernel in (rng.normal(size=(3, 40, 44)), smooth, np.ones((3, 40, 44)), 1e-30 * rng.normal(size=(3, 40, 44))):
+        bound = float(bound_of(jnp.asarray(kernel, dtype)))
         assert 1 <= bound / supremum(kernel.astype(dtype).astype(np.float64)) < 1.02
-    assert float(sx.conv_norm(jnp.zeros((3, 40, 40), dtype), padding="SAME", method="grid").value) == 0
+    assert float(bound_of(jnp.zeros((3, 40, 44), dtype))) == 0
 
 
 def test_published_numbers(x64):
@@ -257,6 +264,24 @@ def test_no_overflow(x64):
             assert_allclose(large / scale, small, rtol=1e-5)
 
 
+def test_small_blocks_need_no_key(x64):
+    """One tap, patches, depthwise kernels: the whole matrix is large, and what it falls apart into is not."""
+    rng = np.random.default_rng(0)
+    taps = [rng.normal(size=size) for size in ((1, 1, 6, 5), (4, 4, 3, 6), (3, 3, 1, 40))]
+    cases = (({}, 1), ({"strides": 4}, 1), ({"feature_group_count": 40}, 40))
+    for kernel, (options, groups) in zip(taps, cases, strict=True):
+        shape = (8, 8) if groups > 1 else (64, 64)
+        found = sx.conv_norm(jnp.asarray(kernel), input_shape=shape, padding="SAME", method="exact", **options)
+        assert found.kind == "exact"
+        if groups > 1:
+            mine = jnp.asarray(kernel)
+            parts = [sx.conv_operator(mine[..., i : i + 1], shape, padding="SAME").to_dense() for i in range(groups)]
+            expected = max(np.linalg.norm(part, 2) for part in parts)
+        else:
+            expected = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2)
+        assert_allclose(found.value, expected, rtol=1e-12)
+
+
 def test_kinds_and_defaults(key):
     kernel = jnp.ones((3, 3, 4, 4))
     norm = functools.partial(sx.conv_norm, kernel)
@@ -313,15 +338,9 @@ def test_transposed_convolutions(x64):
             ValueError,
             "must divide the sizes",
         ),
-        (
-            lambda k: (
-                sx.conv_norm(k, input_shape=(30, 2), padding="SAME", method="exact", strides=1)
-                if False
-                else sx.conv_norm(jnp.ones((3, 16, 16)), input_shape=(300,), padding="SAME", method="exact")
-            ),
-            ValueError,
-            "key",
-        ),
+        (lambda k: sx.conv_norm(k, input_shape=(600,), padding="SAME", method="exact"), ValueError, "key"),
+        (lambda k: sx.conv_norm(k, input_shape=4, padding="SAME"), ValueError, "must be a sequence of spatial sizes"),
+        (lambda k: sx.conv_operator(k, 4, padding="SAME"), ValueError, "must be a sequence of spatial sizes"),
     ],
 )
 def test_what_is_refused(call, error, message):

@@ -196,6 +196,19 @@ def test_dtypes_and_vmap(dtype):
     assert jax.eval_shape(lambda k: row_isometry_error(k, (5,)), kernels[0]).dtype == jnp.float32
 
 
+def test_no_square_overflows():
+    kernel = jnp.asarray(kernel_of((3, 2, 2)), jnp.float32)
+    for scale in (2.0**100, 2.0**-100):
+        found = row_isometry_error(scale * kernel, (5,))
+        expected = np.abs(scale * np.sqrt(np.sum(np.abs(symbols_of(kernel, 5)) ** 2, axis=-1)) - 1).max()
+        assert_allclose(found, expected, rtol=1e-5)
+
+
+def symbols_of(kernel, size):
+    waves = np.exp(2j * np.pi / size * np.outer(np.arange(size), np.arange(kernel.shape[0])))
+    return np.einsum("wp,pio->woi", waves, np.asarray(kernel, np.float64))
+
+
 def test_what_is_refused():
     kernel = jnp.ones((3, 1, 1))
     for function in (sx.conv_row_normalize, sx.row_isometry_error):

@@ -1,6 +1,6 @@
 """What a parametrization is: a pair of pure functions between a kernel and raw parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,12 @@ class Parametrization(NamedTuple):
             written back.
         input_sizes: The spatial sizes of the input that the applied kernel is made for and as large as; the layer must
             then have circular padding. None where any input and padding will do.
+        strides: Those of the layer that the applied kernel is made for; None where any will do.
+        feature_group_count: That of the layer; None where any will do.
     """
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[[PyTree], jax.Array]
     input_sizes: tuple[int, ...] | None = None
+    strides: int | Sequence[int] | None = None
+    feature_group_count: int | None = None

@@ -1,6 +1,5 @@
 """Parametrizations of convolution kernels, laid out (spatial..., in / groups, out)."""
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 
 from spectrax import checks, spectrum, vectors
 from spectrax.regularizers.parametrizations.contract import Parametrization
+from spectrax.spectrum.convolution.clipping import check_bound
 
 
 def aol(*, strides: int | Sequence[int] = 1, feature_group_count: int = 1) -> Parametrization:
@@ -37,7 +37,7 @@ def aol(*, strides: int | Sequence[int] = 1, feature_group_count: int = 1) -> Pa
     def apply(raw: jax.Array) -> jax.Array:
         return spectrum.aol_rescale(raw, strides=strides, feature_group_count=feature_group_count)
 
-    return Parametrization(jnp.asarray, apply)
+    return Parametrization(jnp.asarray, apply, None, strides, feature_group_count)
 
 
 def row_normalized(
@@ -86,7 +86,7 @@ def row_normalized(
             raw, sizes, eps=eps, strides=strides, feature_group_count=feature_group_count
         )
 
-    return Parametrization(jnp.asarray, apply, sizes)
+    return Parametrization(jnp.asarray, apply, sizes, strides, feature_group_count)
 
 
 def cayley_convolution(
@@ -128,7 +128,7 @@ def cayley_convolution(
             raw["kernel"], sizes, scale=raw["scale"], strides=strides, feature_group_count=feature_group_count
         )
 
-    return Parametrization(with_scale, apply, sizes)
+    return Parametrization(with_scale, apply, sizes, strides, feature_group_count)
 
 
 def with_scale(kernel: jax.Array) -> dict[str, jax.Array]:
@@ -179,21 +179,20 @@ def clipped(
     """
     sizes = _sizes(input_sizes)
     checks.positive_integer("rounds", rounds)
-    if not isinstance(bound, jax.Array):
-        checks.number_in("bound", bound, 0, math.inf)
+    check_bound(bound)
 
     def apply(raw: jax.Array) -> jax.Array:
         return spectrum.clip_spectral_norm(
             raw, bound, sizes, rounds=rounds, strides=strides, feature_group_count=feature_group_count
         )
 
-    return Parametrization(jnp.asarray, apply)
+    return Parametrization(jnp.asarray, apply, None, strides, feature_group_count)
 
 
 def _sizes(input_sizes: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(input_sizes)
+    sizes = tuple(input_sizes) if isinstance(input_sizes, Sequence) else ()
     if len(sizes) not in (1, 2, 3):
-        raise ValueError(f"input_sizes must be the 1, 2 or 3 spatial sizes of the input, got {input_sizes}")
+        raise ValueError(f"input_sizes must be the 1, 2 or 3 spatial sizes of the input, got {input_sizes!r}")
     for size in sizes:
         checks.positive_integer("each of input_sizes", size)
     return sizes

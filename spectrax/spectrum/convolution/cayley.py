@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import checks, vectors
+from spectrax.operators.convolution import checked_kernel
 from spectrax.spectrum.convolution.fourier import CircularGrid, circular_grid
-from spectrax.spectrum.convolution.symbol import checked_kernel
 
 
 def cayley(W: jax.Array, /) -> jax.Array:

@@ -5,11 +5,12 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.core as jax_core
 import jax.numpy as jnp
 
 from spectrax import checks, vectors
+from spectrax.operators.convolution import checked_kernel
 from spectrax.spectrum.convolution.fourier import CircularGrid, circular_grid
-from spectrax.spectrum.convolution.symbol import checked_kernel
 
 
 def clip_spectral_norm(
@@ -33,7 +34,7 @@ def clip_spectral_norm(
 
     Args:
         kernel: Shape (spatial..., in / groups, out).
-        bound: The largest singular value that is wanted, at least zero.
+        bound: The largest singular value that is wanted, at least zero; the kernel is NaN where a traced one is not.
         input_shape: Spatial sizes of the input, at least the kernel's, with or without the channels.
         rounds: How often to clip and cut.
         strides: The step for each spatial axis, which divides the size.
@@ -68,14 +69,23 @@ def clip_spectral_norm(
     """
     kernel = checked_kernel(kernel)
     checks.positive_integer("rounds", rounds)
-    if not isinstance(bound, jax.Array):
-        checks.number_in("bound", bound, 0, math.inf)
-    elif bound.ndim:
-        raise ValueError(f"bound must be a scalar, got shape {bound.shape}")
+    check_bound(bound)
     grid = circular_grid(kernel, input_shape, strides, feature_group_count)
     working = vectors.working_dtype(kernel.dtype)
     limit = jnp.asarray(bound).astype(vectors.real_dtype(working))
+    limit = jnp.where(limit >= 0, limit, jnp.nan)
     return _in_rounds(kernel.astype(working), limit, grid, int(rounds)).astype(kernel.dtype)
+
+
+def check_bound(bound: float | jax.Array) -> None:
+    """Raise unless a bound is a number of at least zero; of a traced one only the shape is seen."""
+    if isinstance(bound, jax.Array):
+        if bound.ndim:
+            raise ValueError(f"bound must be a scalar, got shape {bound.shape}")
+        if isinstance(bound, jax_core.Tracer):
+            return
+        bound = bound.item()
+    checks.number_in("bound", bound, 0, math.inf)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import checks, vectors
-from spectrax.operators.convolution import per_axis
-from spectrax.spectrum.convolution.symbol import checked_kernel, polyphase
+from spectrax.operators.convolution import checked_kernel, per_axis
+from spectrax.spectrum.convolution.symbol import polyphase
 
 
 def grouped_polyphase(kernel: jax.Array, strides: int | Sequence[int], feature_group_count: int) -> jax.Array:

@@ -18,22 +18,26 @@ from spectrax.spectrum.convolution.singular_values import divides
 from spectrax.spectrum.convolution.structure import blocks_of, part_values
 from spectrax.spectrum.convolution.symbol import circular_symbol, conv_symbol, polyphase, wrapped
 from spectrax.spectrum.functions import status_of
-from spectrax.spectrum.methods import DENSE_OPERATOR_SIDE, Dense, can_be_dense
+from spectrax.spectrum.methods import DENSE_OPERATOR_SIDE, can_be_dense
 from spectrax.spectrum.quantities import spectral_norm
 
 
 def is_small(operator: ConvolutionOperator) -> bool:
-    """Say whether the matrix of a convolution is decomposed wholly without being asked."""
-    return can_be_dense(operator.shape) and min(operator.shape) <= DENSE_OPERATOR_SIDE
+    """Say whether the blocks of a convolution are decomposed without being asked."""
+    return all(can_be_dense(shape) and min(shape) <= DENSE_OPERATOR_SIDE for shape in _block_shapes(operator))
 
 
 def structured_flops(operator: ConvolutionOperator) -> float:
     """Return about how many operations the decompositions of the blocks of a convolution take; inf above the limits."""
-    blocks, kernels = blocks_of(operator)
-    shapes = [part.shape((kernels.shape[-2], kernels.shape[-1])) for part in blocks]
+    shapes = _block_shapes(operator)
     if not all(can_be_dense(shape) for shape in shapes):
         return math.inf
-    return 4.0 * kernels.shape[0] * sum(m * n * min(m, n) for m, n in shapes)
+    return 4.0 * operator.geometry.feature_group_count * sum(m * n * min(m, n) for m, n in shapes)
+
+
+def _block_shapes(operator: ConvolutionOperator) -> list[tuple[int, int]]:
+    blocks, kernels = blocks_of(operator)
+    return [part.shape((kernels.shape[-2], kernels.shape[-1])) for part in blocks]
 
 
 def structured_norm(problem: Problem) -> Quantity:
@@ -48,12 +52,14 @@ def structured_norm(problem: Problem) -> Quantity:
 
 
 def exact_norm(problem: Problem, options: Options) -> Quantity:
-    """Return the norm itself: by the symbol, by the dense matrix or by iteration."""
+    """Return the norm itself: by the symbol, by small blocks or by iteration."""
     if problem.circular:
         return problem.quantity(_circular_norm(problem), "exact")
+    if is_small(problem.sized):
+        return structured_norm(problem)
     kernel = jnp.where(problem.finite, problem.sized.kernel, 0)
     safe = ConvolutionOperator(kernel, problem.geometry)
-    found = spectral_norm(safe, full=True, key=options.key, method=Dense() if is_small(safe) else "auto")
+    found = spectral_norm(safe, full=True, key=options.key)
     assert isinstance(found, Quantity)
     lost = jnp.where(problem.finite, 1, jnp.nan).astype(found.value.dtype)
     status = jnp.where(problem.finite, found.status, status_of(problem.finite))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import checks
-from spectrax.operators.convolution import per_axis
+from spectrax.operators.convolution import checked_kernel, per_axis, shape_of
 from spectrax.results import Quantity
 from spectrax.spectrum.convolution.grid import CANDIDATES, grid_size
 from spectrax.spectrum.convolution.norm_methods import (
@@ -24,7 +24,6 @@ from spectrax.spectrum.convolution.norm_methods import (
     structured_norm,
 )
 from spectrax.spectrum.convolution.norm_problem import Geometry, Options, Problem, problem_of
-from spectrax.spectrum.convolution.symbol import checked_kernel
 
 METHODS = ("auto", *BY_NAME)
 
@@ -64,7 +63,8 @@ def conv_norm(
             - "auto": with a size and circular padding, or with a size and a `key`, or where the matrix is small,
               "exact"; otherwise "grid".
             - "exact": the norm. Circular, with strides that divide the sizes: the largest of the symbol's norms (kind
-              "exact"). Otherwise by `spectral_norm` ("exact" for small matrices; else "lower", with `key`).
+              "exact"). Otherwise "exact" where the matrix, or each of the blocks that `conv_singular_values` finds in
+              it, is small; else by `spectral_norm` (kind "lower", with `key`).
             - "circular": the norm of the circular convolution of that size: for other paddings an "estimate" that may
               be below the norm.
             - "grid" (upper): the largest norm on a grid of frequencies over a product of cosines; refined near the
@@ -139,7 +139,7 @@ def conv_norm(
     kernel = checked_kernel(kernel)
     rank = kernel.ndim - 2
     what = Geometry(
-        None if input_shape is None else tuple(input_shape),
+        None if input_shape is None else shape_of(input_shape),
         padding if isinstance(padding, str) else _pairs(padding),
         per_axis("strides", strides, rank),
         per_axis("input_dilation", input_dilation, rank),

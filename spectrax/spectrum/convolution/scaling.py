@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectrax import checks, vectors
-from spectrax.operators.convolution import per_axis
+from spectrax.operators.convolution import checked_kernel, per_axis
 from spectrax.spectrum.convolution.fourier import circular_grid
 from spectrax.spectrum.convolution.gram import gram_kernel, grouped_polyphase
-from spectrax.spectrum.convolution.symbol import checked_kernel
+from spectrax.spectrum.functions import power_of_two
 
 
 def conv_row_normalize(
@@ -114,9 +114,12 @@ def row_isometry_error(
         Liu et al. 2021 (arXiv 2103.00673).
     """
     kernel = checked_kernel(kernel)
-    symbols = circular_grid(kernel, input_shape, strides, feature_group_count).symbols(kernel)
+    kernel = kernel.astype(vectors.working_dtype(kernel.dtype))
+    scale = power_of_two(kernel)  # no square overflows
+    grid = circular_grid(kernel, input_shape, strides, feature_group_count)
+    symbols = grid.symbols(kernel / scale.astype(kernel.dtype))
     square = jnp.sum(symbols.real**2 + symbols.imag**2, axis=-1)
-    lengths = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    lengths = scale * jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return jnp.max(jnp.abs(lengths - 1))
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import checks, vectors
-from spectrax.operators.convolution import extents, per_axis
+from spectrax import vectors
+from spectrax.operators.convolution import checked_kernel, extents, per_axis
 
 _TAPS_DIRECTLY = 32  # kernels of up to so many taps go into the symbol tap by tap
 
@@ -68,17 +68,6 @@ def conv_symbol(
     rows = jnp.swapaxes(kernel, -1, -2).reshape(len(shifts), out * channels).astype(waves.dtype)
     symbol = jnp.matmul(waves, rows, precision=vectors.HIGHEST)
     return symbol.reshape(*symbol.shape[:-1], out, channels)
-
-
-def checked_kernel(kernel: jax.Array) -> jax.Array:
-    """Return a kernel as an array, or raise if it has not 1, 2 or 3 spatial axes and entries."""
-    kernel = jnp.asarray(kernel)
-    checks.inexact("kernel", kernel.dtype)
-    if kernel.ndim not in (3, 4, 5):
-        raise ValueError(f"kernel must have 1, 2 or 3 spatial axes and two of channels, got shape {kernel.shape}")
-    if 0 in kernel.shape:
-        raise ValueError(f"kernel must have at least one entry along every axis, got shape {kernel.shape}")
-    return kernel
 
 
 def grouped(kernel: jax.Array, groups: int) -> jax.Array:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.operators import LinearOperator, conv_operator
-from spectrax.operators.convolution import ConvolutionGeometry, ConvolutionOperator
+from spectrax.operators.convolution import ConvolutionGeometry, ConvolutionOperator, checked_kernel
 from spectrax.results import Quantity, Status, SVDResult
 from spectrax.spectrum import preconditioners
 from spectrax.spectrum.convolution.singular_values import divides
-from spectrax.spectrum.convolution.symbol import checked_kernel, circular_frequencies, conv_symbol, grouped
+from spectrax.spectrum.convolution.symbol import circular_frequencies, conv_symbol, grouped
 from spectrax.spectrum.functions import status_of
 from spectrax.spectrum.methods import Davidson, Lanczos, is_plain
 from spectrax.spectrum.svds import svds
