@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.operators.linear_operator import LinearOperator, register
+from spectrax.programs.canonical import padded_before
 
 PADDINGS = ("SAME", "VALID", "FULL", "CIRCULAR")
 
@@ -109,12 +110,7 @@ class ConvolutionGeometry:
 
     def _convolve(self, samples, kernel, strides, pads, input_dilation):
         axes = "DHW"[3 - len(self.spatial_shape) :]
-        if any(amount < 0 for pair in pads for amount in pair):
-            # XLA's batched convolution on CPU is wrong for some negative pads: dilate, pad and crop beforehand
-            steps = tuple((low, high, step - 1) for (low, high), step in zip(pads, input_dilation, strict=True))
-            samples = jax.lax.pad(samples, jnp.zeros((), samples.dtype), ((0, 0, 0), *steps, (0, 0, 0)))
-            pads = ((0, 0),) * len(pads)
-            input_dilation = (1,) * len(pads)
+        samples, pads, input_dilation = padded_before(samples, pads, input_dilation)
         return jax.lax.conv_general_dilated(
             samples,
             kernel,

@@ -1,6 +1,9 @@
 """Convolutions against a dense matrix that is built tap by tap, in NumPy."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -298,3 +301,41 @@ def test_transposed_layers_of_flax(padding, key):
     expected = layer.apply(variables, sample)
     assert A.out_struct.shape == expected.shape
     assert_allclose(A.matvec(sample), expected, atol=1e-5)
+
+
+def convolutions_in(function, *arguments):
+    """The pads and dilations of the convolutions in a program."""
+    equations = jax.make_jaxpr(function)(*arguments).eqns
+    return [e.params for e in equations if e.primitive.name == "conv_general_dilated"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_what_is_padded_beforehand(dtype, x64):
+    """In 64 bits XLA on CPU may read in front of an input that it pads itself, and end the process."""
+    options = {"padding": "SAME", "strides": 2, "input_dilation": 3}
+    A = sx.conv_operator(jnp.ones((3, 2, 2), dtype), (5,), **options)
+
+    def plain(v):
+        return jax.lax.conv_general_dilated(v[None], jnp.ones((3, 2, 2), dtype), (1,), ((1, 1),), (3,), None, (
+            "NHC", "HIO", "NHC"))[0]  # fmt: skip
+
+    own = sx.aslinearoperator(plain, A.in_struct)
+    for function in (A.matvec, A.rmatvec, own.loop_products()[0]):
+        struct = A.out_struct if function == A.rmatvec else A.in_struct
+        (params,) = convolutions_in(function, jnp.ones(struct.shape, dtype))
+        assert (max(params["padding"][0]) == 0) == (dtype != "float32")
+        assert params["lhs_dilation"] == (1,) or dtype == "float32"
+    assert_allclose(own.loop_products()[0](jnp.ones((5, 2), dtype)), plain(jnp.ones((5, 2), dtype)))
+
+
+def test_a_program_that_ended_the_process():
+    """As compiled with all optimisations, which the tests go without."""
+    program = """
+import jax, jax.numpy as jnp, spectrax as sx
+jax.config.update("jax_enable_x64", True)
+kernel = jnp.array([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]])[:, :, None, None]
+print(float(sx.conv_singular_values(kernel, (16, 16), padding="SAME")[0]))
+"""
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert_allclose(float(done.stdout), 4 + 4 * np.cos(np.pi / 17), rtol=1e-12)

@@ -27,9 +27,9 @@ def clip_spectral_norm(
 
     Each round clips the symbol at every frequency, which is the projection onto the convolutions of at most this norm,
     and cuts the result to the kernel's taps, which is the projection onto those of this support. The second step raises
-    the norm again: for He kernels of 8 x 8 channels and 3 x 3 taps on 12 x 12, clipped to half their norm, it was 1.26
-    to 1.28, 1.14 to 1.16, 1.06 to 1.07, 1.03 to 1.04 and 1.001 to 1.002 times the bound after 1, 2, 5, 10 and 50
-    rounds (six seeds). The rounds converge to a kernel that meets the bound, not to the nearest one. Where the bound
+    the norm again: for He kernels of 8 x 8 channels and 3 x 3 taps on 12 x 12, clipped to half their norm, it was 1.25
+    to 1.30, 1.13 to 1.17, 1.05 to 1.07, 1.03 to 1.04 and 1.001 to 1.002 times the bound after 1, 2, 5, 10 and 50
+    rounds (ten seeds). The rounds converge to a kernel that meets the bound, not to the nearest one. Where the bound
     has to be met, divide by the norm, the largest of `conv_singular_values`.
 
     Args:

@@ -95,8 +95,9 @@ def conv_norm(
         key: A PRNG key, for "tensor_norm" and for "exact" where it iterates.
 
     Returns:
-        A `Quantity` whose `kind` is that of its value. Upper bounds are rounded up by more than the error of their
-        computation. NaN with the status NOT_FINITE where the kernel is not finite.
+        A `Quantity` whose `kind` is that of its value. Upper bounds are rounded up by several times the error that was
+        seen in their computation. NaN with the status NOT_FINITE where the kernel is not finite. Subnormal entries
+        count as zero, as XLA has them.
 
     Raises:
         TypeError: If the kernel has an integer dtype, or the key is none.
