@@ -5,6 +5,9 @@ from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# OpenBLAS, which does LAPACK's work in NumPy, SciPy and jaxlib, would start as many threads as there are cores in every
+# worker of pytest; they wait for each other while spinning, and a notebook of 15 seconds took two minutes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Nearly all of the suite's time is compilation. LLVM's optimisations are left out (JAX_DISABLE_MOST_OPTIMIZATIONS=0
 # brings them back, as .ci/run does on the newest versions), and so are XLA's parallel code generation and fusion
