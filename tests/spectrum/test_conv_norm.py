@@ -412,3 +412,15 @@ def test_integers_of_numpy():
     found = sx.conv_norm(kernel, input_shape=[two], padding=[(two, two)], strides=two, method="gram", num_steps=two)
     same = sx.conv_norm(kernel, input_shape=(2,), padding=((2, 2),), strides=2, method="gram", num_steps=2)
     assert float(found.value) == float(same.value)
+
+
+def test_what_is_paid_for_is_no_worse(x64):
+    """From Schur's bound to single bounds, grids as they are, and refined ones: each is rigorous."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 4))
+    bounds = [
+        float(sx.conv_norm(jnp.asarray(kernel), padding="SAME", certified=True, max_flops=flops).value)
+        for flops in (0, 3e4, 2e5, 5e5, 2e6, 1e8)
+    ]
+    assert bounds == sorted(bounds, reverse=True)
+    assert len(set(bounds)) >= 4
+    assert 1 <= bounds[-1] / supremum(kernel) < 1.003

@@ -60,7 +60,7 @@ def nearest_factor(taps: tuple[int, ...], sizes: tuple[int, ...]) -> float:
     return math.cos(min(angle, math.pi))
 
 
-def grid_bound(kernel: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def grid_bound(kernel: jax.Array, sizes: tuple[int, ...], *, refined: bool = True) -> tuple[jax.Array, jax.Array]:
     """Return an upper bound of the symbol's norm at all frequencies.
 
     The grid is refined near its largest values; where more points than `CANDIDATES` could be near the maximum, the
@@ -69,6 +69,7 @@ def grid_bound(kernel: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, ja
     Args:
         kernel: Shape (spatial..., in, out), in working precision, finite and of moderate size.
         sizes: The grid, above taps - 1 along each axis.
+        refined: Whether the grid is refined at all.
 
     Returns:
         The bound, and the frequency of shape (d,) whose norm it is a multiple of, up to what changes discretely: the
@@ -76,16 +77,16 @@ def grid_bound(kernel: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, ja
     """
     side = min(kernel.shape[-2:])
     if side <= _DECOMPOSED_SIDE:
-        return _bound(Decomposed, kernel, sizes)
-    certified = functools.partial(_bound, Certified, sizes=sizes)
+        return _bound(Decomposed, kernel, sizes, refined)
+    certified = functools.partial(_bound, Certified, sizes=sizes, refined=refined)
     if side > _DECOMPOSED_SIDE_ON_CPU:
         return certified(kernel)
-    decomposed = functools.partial(_bound, Decomposed, sizes=sizes)
+    decomposed = functools.partial(_bound, Decomposed, sizes=sizes, refined=refined)
     return jax.lax.platform_dependent(kernel, cpu=decomposed, default=certified)
 
 
 def _bound(
-    norms_of: Callable[[jax.Array], SymbolNorms], kernel: jax.Array, sizes: tuple[int, ...]
+    norms_of: Callable[[jax.Array], SymbolNorms], kernel: jax.Array, sizes: tuple[int, ...], refined: bool
 ) -> tuple[jax.Array, jax.Array]:
     taps, rank, symbol = kernel.shape[:-2], kernel.ndim - 2, norms_of(kernel)
     frequencies, _ = circular_frequencies(sizes, (1,) * rank, real=not vectors.is_complex(kernel.dtype))
@@ -95,7 +96,7 @@ def _bound(
     bound = symbol.bounded(points, norms, symbol.polished(best, where)) / cosine_factor(taps, sizes)
     origin, covered = where, jnp.array(True)
     corners = np.stack(np.meshgrid(*([np.array([-0.25, 0.25])] * rank), indexing="ij"), -1).reshape(-1, rank)
-    for count in CANDIDATES:
+    for count in CANDIDATES if refined else ():
         nearest = nearest_factor(taps, sizes)
         if nearest <= 0:
             break

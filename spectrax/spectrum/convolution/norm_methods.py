@@ -120,17 +120,17 @@ def default_frequencies(taps: tuple[int, ...]) -> int:
     return 8 * (max(taps) - 1) or 1
 
 
-def grid_norm(problem: Problem, num_frequencies: int) -> Quantity:
-    """Return the bound by a grid of so many frequencies along each axis of several taps, refined."""
+def grid_norm(problem: Problem, num_frequencies: int, *, refined: bool = True) -> Quantity:
+    """Return the bound by a grid of so many frequencies along each axis of several taps."""
     sizes = _grid_sizes(problem, num_frequencies, 1)
 
     @jax.custom_jvp
     def bound(kernel: jax.Array) -> jax.Array:
-        return grid_bound(kernel, sizes)[0]
+        return grid_bound(kernel, sizes, refined=refined)[0]
 
     @bound.defjvp
     def bound_jvp(primals, tangents):
-        upper, where = grid_bound(primals[0], sizes)
+        upper, where = grid_bound(primals[0], sizes, refined=refined)
         own, change = jax.jvp(lambda k: size_free.norm(conv_symbol(k, where)), primals, tangents)
         return upper, jnp.where(own > 0, upper / jnp.where(own > 0, own, 1), 1) * change
 

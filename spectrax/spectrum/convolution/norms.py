@@ -188,12 +188,15 @@ def _certified(problem: Problem, options: Options, max_flops: float) -> Quantity
     bounds = [BY_NAME["schur"](problem, options)]
     finest = options.num_frequencies or 2 * default_frequencies(problem.taps)
     affordable = [
-        count
+        (count, refined)
+        for refined in (True, False)
         for count in (finest, finest // 2, finest // 4)
-        if count > max(problem.taps) - 1 and (per_frequency + per_symbol) * _points(problem, count) <= max_flops
+        if count > max(problem.taps) - 1
+        and (per_frequency + per_symbol) * _points(problem, count, refined) <= max_flops
     ]
     if affordable:
-        bounds.append(grid_norm(problem, affordable[0]))
+        count, refined = affordable[0]
+        bounds.append(grid_norm(problem, count, refined=refined))
     else:
         prices = {
             "fantastic_four": 4.0 * groups * taps**1.5 * problem.cube,
@@ -207,10 +210,10 @@ def _certified(problem: Problem, options: Options, max_flops: float) -> Quantity
     return min_of(bounds)
 
 
-def _points(problem: Problem, num_frequencies: int) -> float:
-    """How many frequencies a refined grid has."""
-    rank = len(problem.taps)
-    return math.prod(grid_size(problem.taps, num_frequencies)) / 2 + sum(CANDIDATES) * 2**rank
+def _points(problem: Problem, num_frequencies: int, refined: bool) -> float:
+    """How many frequencies a grid has."""
+    coarse = math.prod(grid_size(problem.taps, num_frequencies)) / 2
+    return coarse + (sum(CANDIDATES) * 2 ** len(problem.taps) if refined else 0)
 
 
 def min_of(bounds: Sequence[Quantity]) -> Quantity:
