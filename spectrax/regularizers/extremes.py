@@ -1,4 +1,4 @@
-"""Penalties on the extreme singular values of linear maps, by blocks of vectors that are followed from step to step."""
+"""The penalty that is a function of a map's extreme singular values, by vectors that are followed from step to step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,123 +23,37 @@ from spectrax.regularizers.penalty import (
 from spectrax.spectrum import Dense, svds
 
 PyTree = Any
+Value = Callable[[jax.Array, jax.Array, LinearOperator], jax.Array]
 
 
-def condition_number_penalty(
-    maps: Maps | MatrixAxes | None = None,
+def extremes_penalty(
+    value: Value,
+    ends: tuple[int, int],
+    maps: Maps | MatrixAxes | None,
     *,
-    block_size: int = 8,
-    renew_every: int = 64,
-    mask: Callable[[str], bool] | None = None,
-    batched: bool = False,
-    num_samples: int | None = None,
+    renew_every: int,
+    mask: Callable[[str], bool] | None,
+    batched: bool,
+    num_samples: int | None,
 ) -> Penalty:
-    r"""Penalise the logarithm of the condition number of each map.
-
-    The sum over all maps of the mean over i <= block_size of
-
-        log s_i - log(s_{n+1-i} + eps s_1),
-
-    with s_i the singular values; `block_size=1` is the logarithm of the condition number itself. A whole block keeps
-    the gradient bounded where the smallest value is far below its neighbours, and lifts these before they become the
-    smallest. Near zero maps and rank deficiency the value and the gradient are finite; the gradient can reach
-    1 / (eps s_1), which is too large for float16: keep such parameters in float32 or bfloat16.
+    """Return the sum over maps of a function of their extreme singular values.
 
     Args:
-        maps: A function from parameters to named operators (`sx.layers.linear_maps(net, input_shape)`, or your own), or
-            `MatrixAxes`, or None for parameters of shape (in, out).
-        block_size: How many singular values at each end (at most half of them).
-        renew_every: Steps between two factorisations of the maps; in between the values are Ritz values on the blocks.
-        mask: Which maps to act on, by name; all by default.
-        batched: Whether `maps` takes one sample: it is then called for every sample of the batch, the extra arguments
-            of `apply`, and each map is decomposed wholly at every step; the penalty is the mean over samples.
-        num_samples: With `batched`, how many samples of the batch are used; all by default.
+        value: A function of the largest values, of the smallest ones (NaN if there are none), both descending, and of
+            the map.
+        ends: How many values it takes at the top and at the bottom.
+        maps: As in `condition_number_penalty`, and so are the others.
+        renew_every: Steps between two factorisations.
+        mask: Which maps to act on.
+        batched: Whether `maps` takes one sample.
+        num_samples: How many samples of the batch are used.
 
     Returns:
         The penalty's functions.
 
     Raises:
         ValueError: If an option is out of its range.
-
-    Cost:
-        At every step one product of each map with 2 block_size vectors and its derivative; at a renewal a QR
-        factorisation of each map up to the limits of `svds`.
-
-    Derivatives:
-        First order, with respect to the parameters.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> import spectrax as sx
-        >>> penalty = sx.regularizers.condition_number_penalty(block_size=1)
-        >>> params = {"kernel": jnp.diag(jnp.array([1.0, 10.0]))}
-        >>> value, state = penalty.apply(params, penalty.init(params, None))
-        >>> round(float(value), 4)
-        2.3026
     """
-
-    def value(top: jax.Array, bottom: jax.Array) -> jax.Array:
-        eps = jnp.finfo(top.dtype).eps
-        largest = jnp.where(top[0] < jnp.finfo(top.dtype).tiny / eps, 0 * top[0], top[0])  # what is smaller underflows
-        nonzero = ~(largest == 0)  # NaN must come through
-        safe_top = jnp.where(nonzero, jnp.maximum(top, eps * largest), 1)
-        safe_bottom = jnp.where(nonzero, jnp.maximum(bottom, 0) + eps * largest, 1)
-        return jnp.mean(jnp.log(safe_top)) - jnp.mean(jnp.log(safe_bottom))
-
-    return _build(value, (block_size, block_size), maps, renew_every, mask, batched, num_samples)
-
-
-def spectral_norm_penalty(
-    maps: Maps | MatrixAxes | None = None,
-    *,
-    block_size: int = 4,
-    renew_every: int = 64,
-    mask: Callable[[str], bool] | None = None,
-    batched: bool = False,
-    num_samples: int | None = None,
-) -> Penalty:
-    r"""Penalise half the squared spectral norm of each map, (1/2) sum s_1^2.
-
-    Args:
-        maps: As in `condition_number_penalty`.
-        block_size: How many vectors are carried; more follow the largest value over a crossing.
-        renew_every: Steps between two renewals.
-        mask: Which maps to act on, by name.
-        batched: As in `condition_number_penalty`.
-        num_samples: As in `condition_number_penalty`.
-
-    Returns:
-        The penalty's functions. The measured sigma_min is NaN.
-
-    Raises:
-        ValueError: If an option is out of its range.
-
-    Cost:
-        As `condition_number_penalty` with one block.
-
-    Derivatives:
-        d = s_1 Re(u_1^H dA v_1).
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import spectrax as sx
-        >>> penalty = sx.regularizers.spectral_norm_penalty()
-        >>> params = {"kernel": jnp.diag(jnp.array([1.0, 3.0]))}
-        >>> round(float(penalty.apply(params, penalty.init(params, None))[0]), 4)
-        4.5
-
-    Source:
-        Yoshida & Miyato 2017, arXiv 1705.10941.
-    """
-
-    def value(top: jax.Array, bottom: jax.Array) -> jax.Array:
-        del bottom
-        return jnp.square(top[0]) / 2
-
-    return _build(value, (block_size, 0), maps, renew_every, mask, batched, num_samples)
-
-
-def _build(value, ends, maps, renew_every, mask, batched, num_samples) -> Penalty:
     checks.positive_integer("block_size", ends[0])
     checks.positive_integer("renew_every", renew_every)
     options = options_of(maps, mask, batched, num_samples)
@@ -151,7 +65,7 @@ def _build(value, ends, maps, renew_every, mask, batched, num_samples) -> Penalt
 class _Extremes:
     """A penalty that is a function of some singular values at one or both ends."""
 
-    value: Callable[[jax.Array, jax.Array], jax.Array]
+    value: Value
     ends: tuple[int, int]
     renew_every: int
     options: Options
@@ -195,7 +109,7 @@ class _Extremes:
         state = jax.lax.cond(due, lambda: self.renew(*frozen), lambda: frozen[1])
         operators = self.options.operators(params)
         found = {name: ritz(operator, state.blocks[name]) for name, operator in operators.items()}
-        value = total(self.value(top.values, bottom.values) for top, bottom in found.values())
+        value = total(self.value(top.values, bottom.values, operators[name]) for name, (top, bottom) in found.items())
         state = self._record(state, jax.lax.stop_gradient(found), operators)
         return value, state._replace(applied=state.applied + 1)
 
@@ -225,17 +139,17 @@ class _Extremes:
         return state._replace(measurements=measurements)
 
     def _apply_batched(self, params, state, batch):
-        def one(operators):
+        def one(operators, key):
             values, ends = [], {}
             for name, operator in operators.items():
                 counts = self._ends(operator)
-                top = svds(operator, counts[0], which="largest", method=Dense(), key=state.key)
-                bottom = svds(operator, max(counts[1], 1), which="smallest", method=Dense(), key=state.key)
-                values.append(self.value(top.s, bottom.s))
+                top = svds(operator, counts[0], which="largest", method=Dense(), key=key)
+                bottom = svds(operator, max(counts[1], 1), which="smallest", method=Dense(), key=key)
+                values.append(self.value(top.s, bottom.s, operator))
                 ends[name] = (top.s[0], bottom.s[-1], bottom.residuals[-1], top.converged[0] & bottom.converged[-1])
             return total(values), ends
 
-        values, ends = self.options.per_sample(one, params, batch)
+        values, ends = self.options.per_sample(one, params, batch, state.key)
         if set(ends) != set(state.measurements.sigma_max):
             raise ValueError(f"maps of one sample must return one operator named 'jacobian', got {', '.join(ends)}")
         ends = jax.lax.stop_gradient(ends)

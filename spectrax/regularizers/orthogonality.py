@@ -1,19 +1,21 @@
 """Penalties on the distance of linear maps from orthogonality."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, vectors
+from spectrax import checks, spectrum, vectors
 from spectrax.operators import LinearOperator
 from spectrax.operators.conversion import MatrixOperator
+from spectrax.operators.convolution import ConvolutionOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.regularizers.blocks import short_side
 from spectrax.regularizers.maps import Maps, MatrixAxes
-from spectrax.regularizers.penalty import Options, Penalty, PenaltyState, nothing_measured, options_of, total
+from spectrax.regularizers.penalty import Penalty
+from spectrax.regularizers.sums import sum_penalty
+from spectrax.spectrum.methods import can_be_dense
 
 PyTree = Any
 
@@ -21,19 +23,33 @@ PyTree = Any
 def orthogonality_penalty(
     maps: Maps | MatrixAxes | None = None,
     *,
+    form: str = "soft",
     num_probes: int = 8,
     mask: Callable[[str], bool] | None = None,
     batched: bool = False,
     num_samples: int | None = None,
 ) -> Penalty:
-    r"""Penalise the distance of each map from an isometry, sum \|A^H A - I\|_F^2 = sum_i (s_i^2 - 1)^2.
+    r"""Penalise the distance of each map from an isometry.
 
-    The Gram matrix is that of the shorter side. For explicit matrices the value is exact; for other maps it is the
-    unbiased estimate \|(A^H A - I) z\|^2, averaged over random signs z that are drawn anew at every step.
+    The forms, summed over maps, with the identity I of the side that is meant:
+
+    - "soft": \|A^H A - I\|_F^2 = sum_i (s_i^2 - 1)^2, the Gram matrix being that of the shorter side. For explicit
+      matrices it is exact; for other maps the unbiased estimate \|(A^H A - I) z\|^2, averaged over random signs z that
+      are drawn anew at every step.
+    - "double_soft": \|A^H A - I\|_F^2 + \|A A^H - I\|_F^2. One of the two cannot vanish: the second form is the
+      first, doubled, plus \|m - n\|, so it asks for the same in a map that is not square; estimated as "soft" is.
+    - "mutual_coherence": the largest modulus of an entry of A^H A - I, of the shorter side. For maps that are small
+      enough to be dense only.
+    - "ocnn": for convolutions, the mean over all frequencies of \|F F^H - I\|_F^2, by the kernel's products with itself
+      at every shift by the stride (`spectrax.conv_orthogonality`). It holds for circular padding of every size, and
+      says that the norm of a zero-padded convolution is at most one. Other maps are taken as "soft".
+    - "lorth": the same, but of columns where there are more outputs than inputs times strides, for which rows cannot be
+      orthonormal; zero then says so.
 
     Args:
         maps: As in `condition_number_penalty`.
-        num_probes: How many random vectors estimate the norm.
+        form: One of the five.
+        num_probes: How many random vectors estimate a norm.
         mask: Which maps to act on, by name.
         batched: As in `condition_number_penalty`; the value is then exact.
         num_samples: As in `condition_number_penalty`.
@@ -42,13 +58,15 @@ def orthogonality_penalty(
         The penalty's functions. No singular value is measured: all measurements are NaN.
 
     Raises:
-        ValueError: If an option is out of its range.
+        ValueError: If an option is out of its range; when applied, if a map is too large for "mutual_coherence", or a
+            convolution is dilated for "ocnn" and "lorth".
 
     Cost:
-        A Gram matrix for explicit matrices, otherwise two products with `num_probes` vectors, and their derivatives.
+        A Gram matrix for explicit matrices, one convolution of the kernel with itself for "ocnn" and "lorth", otherwise
+        two products with `num_probes` vectors; and their derivatives.
 
     Derivatives:
-        Any order.
+        Any order; of "mutual_coherence" the first, of the largest entry.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,72 +77,65 @@ def orthogonality_penalty(
         9.0
 
     Source:
-        Bansal, Chen & Wang 2018, arXiv 1810.09102 (soft orthogonality); Hutchinson 1989 for the estimate.
+        Bansal, Chen & Wang 2018, arXiv 1810.09102 (the first three); Hutchinson 1989 for the estimate; Wang et al.
+        2020, arXiv 1911.12207 ("ocnn", without its square root); Achour, Malgouyres & Mamalet 2022, arXiv 2108.05623
+        ("lorth").
     """
+    checks.choice("form", form, ("soft", "double_soft", "mutual_coherence", "ocnn", "lorth"))
     checks.positive_integer("num_probes", num_probes)
-    build = _Orthogonality(num_probes, options_of(maps, mask, batched, num_samples))
-    return Penalty(build.init, build.apply, build.renew, build.kinds)
 
+    def by_kernel(operator: LinearOperator) -> bool:
+        return form in {"ocnn", "lorth"} and isinstance(operator, ConvolutionOperator)
 
-@dataclasses.dataclass(frozen=True)
-class _Orthogonality:
-    """A penalty on the Frobenius distance between the Gram operator and the identity."""
+    def random(operator: LinearOperator) -> bool:
+        exact = batched or form == "mutual_coherence" or isinstance(operator, MatrixOperator)
+        return not exact and not by_kernel(operator)
 
-    num_probes: int
-    options: Options
-
-    def init(self, params: PyTree, key: jax.Array | None, **batch: PyTree) -> PenaltyState:
-        if key is not None:
-            checks.key("key", key)
-        if self.options.batched:
-            names: Any = ("jacobian",)
-        else:
-            names = operators = self.options.operators(params)
-            needing = [name for name, op in operators.items() if not isinstance(op, MatrixOperator)]
-            if key is None and needing:
-                raise ValueError(
-                    f"a PRNG key (for instance key=jax.random.key(0)) is needed to estimate the penalty on "
-                    f"{', '.join(needing)}"
-                )
-        return PenaltyState(jnp.zeros((), jnp.int32), key, {}, nothing_measured(names, params))
-
-    def renew(self, params: PyTree, state: PenaltyState) -> PenaltyState:
-        del params
-        return state
-
-    def kinds(self, params: PyTree, **batch: PyTree) -> dict[str, str]:
-        if self.options.batched:
-            return {"jacobian": "exact"}
-        operators = jax.eval_shape(self.options.operators, params)
-        return {name: "exact" if isinstance(op, MatrixOperator) else "estimate" for name, op in operators.items()}
-
-    def apply(self, params: PyTree, state: PenaltyState, **batch: PyTree) -> tuple[jax.Array, PenaltyState]:
-        next_state = state._replace(applied=state.applied + 1)
-        if self.options.batched:
-            values = self.options.per_sample(
-                lambda operators: total(_distance(short_side(op).to_dense()) for op in operators.values()),
-                params,
-                batch,
-            )
-            return jnp.mean(values), next_state
-        key = None if state.key is None else jax.random.fold_in(state.key, state.applied)
-        operators = self.options.operators(params)
-        return total(self._one(op, key, index) for index, op in enumerate(operators.values())), next_state
-
-    def _one(self, operator: LinearOperator, key: jax.Array | None, index: int) -> jax.Array:
+    def value(operator: LinearOperator, key: jax.Array | None) -> jax.Array:
+        if by_kernel(operator):
+            return _of_kernel(operator, "rows" if form == "ocnn" else "auto")
         tall = short_side(in_working_precision(operator))
-        if isinstance(operator, MatrixOperator):
-            return _distance(tall.to_dense())
-        assert key is not None
-        matmat, rmatmat = tall._block_products()
-        probes = _signs(jax.random.fold_in(key, index), tall.in_struct, self.num_probes)
-        return jnp.mean(jnp.square(vectors.stack_norms(vectors.subtract(rmatmat(matmat(probes)), probes))))
+        if form == "mutual_coherence":
+            return jnp.max(jnp.abs(_deviation(_dense(tall))))
+        found = _estimated(tall, key, num_probes) if key is not None else _square(_deviation(_dense(tall)))
+        return 2 * found + (tall.shape[0] - tall.shape[1]) if form == "double_soft" else found
+
+    return sum_penalty(value, maps, mask=mask, batched=batched, num_samples=num_samples, random=random)
 
 
-def _distance(tall: jax.Array) -> jax.Array:
+def _of_kernel(operator: LinearOperator, side: str) -> jax.Array:
+    assert isinstance(operator, ConvolutionOperator)
+    geometry = operator.geometry
+    for name in ("input_dilation", "kernel_dilation"):
+        dilation = getattr(geometry, name)
+        # without strides a dilation of the kernel only moves the frequencies
+        if any(step != 1 for step in dilation) and (name == "input_dilation" or any(s != 1 for s in geometry.strides)):
+            raise ValueError(f"the forms 'ocnn' and 'lorth' are not defined for {name}={dilation}: take 'soft'")
+    return spectrum.conv_orthogonality(
+        operator.kernel, strides=geometry.strides, side=side, feature_group_count=geometry.feature_group_count
+    )
+
+
+def _dense(tall: LinearOperator) -> jax.Array:
+    if not isinstance(tall, MatrixOperator) and not can_be_dense(tall.shape):
+        raise ValueError(f"the matrix of shape {tall.shape} is too large to be made dense: take the form 'soft'")
+    return tall.to_dense()
+
+
+def _deviation(tall: jax.Array) -> jax.Array:
     tall = tall.astype(vectors.working_dtype(tall.dtype))
     gram = jnp.matmul(tall.conj().T, tall, precision=vectors.HIGHEST)
-    return jnp.sum(jnp.square(jnp.abs(gram - jnp.eye(gram.shape[0], dtype=gram.dtype))))
+    return gram - jnp.eye(gram.shape[0], dtype=gram.dtype)
+
+
+def _square(matrix: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(jnp.abs(matrix)))
+
+
+def _estimated(tall: LinearOperator, key: jax.Array, num_probes: int) -> jax.Array:
+    matmat, rmatmat = tall._block_products()
+    probes = _signs(key, tall.in_struct, num_probes)
+    return jnp.mean(jnp.square(vectors.stack_norms(vectors.subtract(rmatmat(matmat(probes)), probes))))
 
 
 def _signs(key: jax.Array, struct: PyTree, count: int) -> PyTree:

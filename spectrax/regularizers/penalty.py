@@ -89,8 +89,8 @@ class Options:
             raise ValueError(f"the mask leaves none of the maps {', '.join(operators) or '(there are none)'}")
         return chosen
 
-    def per_sample(self, function: Callable, params: PyTree, batch: dict[str, PyTree]) -> Any:
-        """Evaluate function(operators) for every sample of the batch."""
+    def per_sample(self, function: Callable, params: PyTree, batch: dict[str, PyTree], key: jax.Array | None) -> Any:
+        """Evaluate function(operators, key) for every sample of the batch, each with a key of its own."""
         parameters = inspect.signature(self.maps).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             batch = {
@@ -99,7 +99,9 @@ class Options:
         if not batch:
             raise ValueError(f"batched=True needs the samples as keyword arguments: some of {', '.join(parameters)}")
         batch = jax.tree.map(lambda leaf: leaf[: self.num_samples], batch)
-        return jax.vmap(lambda sample: function(self.operators(params, **sample)))(batch)
+        count = jax.tree.leaves(batch)[0].shape[0]
+        keys = None if key is None else jax.random.split(key, count)
+        return jax.vmap(lambda sample, own: function(self.operators(params, **sample), own))(batch, keys)
 
 
 def options_of(
