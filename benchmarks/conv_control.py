@@ -34,38 +34,45 @@ def weight_near_the_middle(kernel: jax.Array) -> jax.Array:
     return jnp.stack(inside) / jnp.sum(kernel**2)
 
 
-def measured(kernel: jax.Array) -> dict[str, jax.Array]:
-    """Return every number of one kernel."""
+def measured(kernel: jax.Array) -> list[jax.Array]:
+    """Return every number of one kernel, in the order of `NAMES`."""
     top = ends(kernel)[0]
-    found = {
-        f"clip_spectral_norm, {rounds} rounds: norm / bound": ends(
-            sx.clip_spectral_norm(kernel, top / 2, SIZES, rounds=rounds)
-        )[0]
-        / (top / 2)
-        for rounds in ROUNDS
-    }
+    clipped = [sx.clip_spectral_norm(kernel, top / 2, SIZES, rounds=rounds) for rounds in ROUNDS]
     rows = ends(sx.conv_row_normalize(kernel, SIZES))
-    found["conv_row_normalize: norm before"] = top
-    found["conv_row_normalize: norm"] = rows[0]
-    found["conv_row_normalize: smallest value"] = rows[1]
-    found["aol_rescale: norm"] = ends(sx.aol_rescale(kernel))[0]
-    found["aol_rescale, stride 2: norm"] = ends(sx.aol_rescale(kernel, strides=2), strides=2)[0]
-    found["aol_rescale: smallest value, SAME, 8 x 8"] = ends(sx.aol_rescale(kernel), (8, 8), "SAME")[1]
-    made = sx.cayley_convolution(kernel, SIZES)
-    found["cayley_convolution: largest deviation from one"] = jnp.max(jnp.abs(ends(made) - 1))
-    for size, share in zip((3, 5, 7), weight_near_the_middle(made), strict=True):
-        found[f"cayley_convolution: share of the square within {size} x {size}"] = share
-    return found
+    rescaled = sx.aol_rescale(kernel)
+    orthogonal = sx.cayley_convolution(kernel, SIZES)
+    return [
+        *(ends(each)[0] / (top / 2) for each in clipped),
+        top,
+        *rows,
+        ends(rescaled)[0],
+        ends(sx.aol_rescale(kernel, strides=2), strides=2)[0],
+        ends(rescaled, (8, 8), "SAME")[1],
+        jnp.max(jnp.abs(ends(orthogonal) - 1)),
+        *weight_near_the_middle(orthogonal),
+    ]
+
+
+NAMES = (
+    *(f"clip_spectral_norm, {rounds} rounds: norm / bound" for rounds in ROUNDS),
+    "conv_row_normalize: norm before",
+    "conv_row_normalize: norm",
+    "conv_row_normalize: smallest value",
+    "aol_rescale: norm",
+    "aol_rescale, stride 2: norm",
+    "aol_rescale: smallest value, SAME, 8 x 8",
+    "cayley_convolution: largest deviation from one",
+    *(f"cayley_convolution: share of the square within {size} x {size}" for size in (3, 5, 7)),
+)
 
 
 def main() -> None:
     """Print the numbers."""
     jax.config.update("jax_enable_x64", True)
     compiled = jax.jit(measured)
-    rows = [compiled(he(seed)) for seed in range(SEEDS)]
-    for name in rows[0]:
-        numbers = [float(row[name]) for row in rows]
-        print(f"{name}: {min(numbers):.4g} to {max(numbers):.4g}")
+    rows = np.array([compiled(he(seed)) for seed in range(SEEDS)])
+    for name, low, high in zip(NAMES, rows.min(axis=0), rows.max(axis=0), strict=True):
+        print(f"{name}: {low:.4g} to {high:.4g}")
 
 
 if __name__ == "__main__":

@@ -232,6 +232,16 @@ def lengths(stack: PyTree) -> jax.Array:
     return jnp.sqrt(_total([squares(leaf) for leaf in jax.tree.leaves(stack)]))
 
 
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return the product of matrices in full precision."""
+    return jnp.matmul(a, b, precision=HIGHEST)
+
+
+def adjoint(a: jax.Array) -> jax.Array:
+    """Return the conjugate transpose of matrices."""
+    return jnp.swapaxes(a, -1, -2).conj()
+
+
 def as_matrix(stack: PyTree) -> jax.Array:
     """Return the vectors of a stack as the rows of one matrix, shape (count, dimension).
 

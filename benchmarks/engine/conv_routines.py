@@ -26,6 +26,13 @@ def routines(size: int) -> dict[str, Callable[[jax.Array], Any]]:
     def norm(**options) -> Callable:
         return lambda kernel: sx.conv_norm(kernel, input_shape=shape, **options).value
 
+    def product(**options) -> Callable:
+        def applied(kernel: jax.Array) -> Any:
+            operator = sx.conv_operator(kernel, shape, **options)
+            return operator.rmatvec(operator.matvec(jnp.ones(operator.in_struct.shape)))
+
+        return applied
+
     def folded(kernel: jax.Array) -> Any:
         one = jnp.ones(kernel.shape[-1])
         return sx.fold_batch_norm(kernel, scale=one, bias=one, mean=one, var=one, epsilon=1e-5)
@@ -41,6 +48,23 @@ def routines(size: int) -> dict[str, Callable[[jax.Array], Any]]:
     found["conv_norm, circular, exact"] = norm(padding="CIRCULAR", method="exact")
     found["conv_norm, circular, gram"] = norm(padding="CIRCULAR", method="gram")
     found["conv_norm, SAME, certified"] = norm(padding="SAME", certified=True)
+    for padding in ("circular", "SAME"):
+        tracker = sx.conv_extremes(shape, padding=padding.upper())
+        found[f"conv_extremes, {padding}, init"] = lambda kernel, tracker=tracker: tracker.init(kernel, key)
+        found[f"conv_extremes, {padding}, update"] = lambda kernel, tracker=tracker: tracker.update(
+            kernel, tracker.init(kernel, key)
+        )
+    for name, options in {
+        "SAME": {"padding": "SAME"},
+        "stride 2": {"padding": "SAME", "strides": 2},
+        "transposed": {"padding": ((1, 1), (1, 1)), "input_dilation": 2},
+    }.items():
+        found[f"conv_operator, {name}, A^H A"] = product(**options)
+        found[f"conv_norm, {name}, size-free certified"] = lambda kernel, options=options: (
+            sx.conv_norm(kernel, certified=True, **options).value
+        )
+    found["cayley"] = lambda kernel: sx.cayley(kernel.reshape(-1, kernel.shape[-1]))
+    found["row_isometry_error"] = lambda kernel: sx.row_isometry_error(kernel, shape)
     found["clip_spectral_norm"] = lambda kernel: sx.clip_spectral_norm(kernel, 1.0, shape)
     found["conv_row_normalize"] = lambda kernel: sx.conv_row_normalize(kernel, shape)
     found["cayley_convolution"] = lambda kernel: sx.cayley_convolution(kernel, shape)

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from spectrax.operators.convolution import per_axis
@@ -31,7 +32,7 @@ def kernel_shape(kernel_size: int | Sequence[int], channels: int, features: int,
     """
     if channels % groups:
         raise ValueError(f"{channels} input channels cannot be split into {groups} groups")
-    sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence) else (int(kernel_size),)
+    sizes = tuple(kernel_size) if isinstance(kernel_size, Sequence | np.ndarray) else (int(kernel_size),)
     return (*sizes, channels // groups, features)
 
 
@@ -82,6 +83,11 @@ def _check_fits(
             raise ValueError(f"the parametrization makes kernels for strides={wanted}, and the layer has {strides}")
         if strides != one and dilation != one:
             raise ValueError(f"with strides={strides} the parametrization needs kernel_dilation=1, got {dilation}")
+        given = input_shape[-1 - rank : -1]
+        if options["padding"] == "REFLECT":
+            raise ValueError("the parametrization knows nothing of padding='REFLECT': take zero or circular padding")
+        if options["padding"] == "CIRCULAR" and any(n % step for n, step in zip(given, strides, strict=True)):
+            raise ValueError(f"with circular padding the strides {strides} must divide the input's sizes {given}")
     groups = parametrization.feature_group_count
     if groups is not None and groups != options["feature_group_count"]:
         raise ValueError(

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spectrax import checks, vectors
 from spectrax.operators.linear_operator import LinearOperator, register
-from spectrax.programs.canonical import padded_before
+from spectrax.programs.padding import padded_before
 
 PADDINGS = ("SAME", "VALID", "FULL", "CIRCULAR")
 
@@ -271,7 +272,7 @@ def extents(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
 
 def per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     """Return one positive number for each spatial axis, from one for all or one for each."""
-    values = tuple(value) if isinstance(value, Sequence) else (value,) * rank
+    values = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,) * rank
     if len(values) != rank:
         raise ValueError(f"{name} must have one entry for each of {rank} spatial axes, got {value}")
     for entry in values:

@@ -117,6 +117,18 @@ class LinearOperator(abc.ABC):
         matvec, rmatvec = self.products()
         return jax.vmap(matvec), jax.vmap(rmatvec)
 
+    def fixed_block_products(self) -> tuple[MatVec, MatVec]:
+        """Return the products with stacks of vectors, for where nothing is differentiated."""
+        if not self._is_wide or type(self)._block_products is not LinearOperator._block_products:
+            return self._block_products()
+        matvec, rmatvec = self.loop_products()
+        return jax.vmap(matvec), jax.vmap(rmatvec)
+
+    @property
+    def _is_wide(self) -> bool:
+        """Whether a convolution would have to be padded beforehand, see `programs.padding`."""
+        return self.dtype in (jnp.float64, jnp.complex128)
+
     @property
     def H(self) -> "LinearOperator":
         """The adjoint operator A^H."""
@@ -178,7 +190,7 @@ class LinearOperator(abc.ABC):
             checks.positive_integer("chunk_size", chunk_size)
         m, n = self.shape
         at_once = chunk_size is None or chunk_size >= min(m, n)
-        matvec, rmatvec = self.products() if at_once else self.loop_products()
+        matvec, rmatvec = self.products() if at_once and not self._is_wide else self.loop_products()
         from_left = m < n
         struct, product = (self.out_struct, rmatvec) if from_left else (self.in_struct, matvec)
 

@@ -264,7 +264,8 @@ def _with_residuals(plan, operator, u, s, v, largest, count, finite) -> SVDResul
     """Sort, compute the true residuals, and say how it ended."""
     order = jnp.argsort(-s)
     u, v, s = jax.tree.map(lambda rows: rows[order], (u, v, s))
-    forward, backward = operator.matmat(v), operator.rmatmat(u)
+    matmat, rmatmat = operator.fixed_block_products()
+    forward, backward = matmat(v), rmatmat(u)
     mismatch = jnp.max(jnp.abs(jax.vmap(vectors.vdot)(u, forward) - jax.vmap(vectors.vdot)(backward, v)))
     forward = vectors.subtract(forward, vectors.scale_rows(s, u))
     backward = vectors.subtract(backward, vectors.scale_rows(s, v))

@@ -187,6 +187,8 @@ def test_what_is_refused():
         ({}, {"strides": (1, 2)}, r"for strides=\(1, 1\), and the layer has \(1, 2\)"),
         ({"strides": 2}, {"strides": 2, "kernel_dilation": 2}, "needs kernel_dilation=1"),
         ({"feature_group_count": 2}, {}, "for feature_group_count=2, and the layer has 1"),
+        ({}, {"padding": "REFLECT"}, "knows nothing of padding='REFLECT'"),
+        ({"strides": 4}, {"strides": 4, "padding": "CIRCULAR"}, r"strides \(4, 4\) must divide .* \(6, 5\)"),
     ):
         with pytest.raises(ValueError, match=message):
             Conv(4, (3, 3), parametrization=parametrizations.aol(**own), **layers).init(key, x)

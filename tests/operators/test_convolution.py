@@ -335,7 +335,11 @@ import jax, jax.numpy as jnp, spectrax as sx
 jax.config.update("jax_enable_x64", True)
 kernel = jnp.array([[0.0, -1, 0], [-1, 4, -1], [0, -1, 0]])[:, :, None, None]
 print(float(sx.conv_singular_values(kernel, (16, 16), padding="SAME")[0]))
+layout = ("NHWC", "HWIO", "NHWC")
+f = lambda x: jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)[0]
+A = sx.jacobian_operator(f, jnp.ones((16, 16, 1)))
+print(float(jax.jit(lambda: sx.singular_values(A, key=jax.random.key(0))[0])()))
 """
     environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert_allclose(float(done.stdout), 4 + 4 * np.cos(np.pi / 17), rtol=1e-12)
+    assert_allclose([float(line) for line in done.stdout.split()], 4 + 4 * np.cos(np.pi / 17), rtol=1e-12)

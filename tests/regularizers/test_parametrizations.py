@@ -158,5 +158,9 @@ def test_what_is_refused():
         parametrizations.clipped(jnp.array(-1.0), (3,))
     with pytest.raises(TypeError, match="rounds"):
         parametrizations.clipped(1.0, (3,), rounds=0.5)
+    with pytest.raises(TypeError, match="strides must be an integer, got None"):
+        parametrizations.aol(strides=None)
+    with pytest.raises(ValueError, match="feature_group_count must be at least 1"):
+        parametrizations.row_normalized((3,), feature_group_count=0)
     with pytest.raises(ValueError, match="two axes"):
         parametrizations.cayley().init(jnp.ones(3))

@@ -175,6 +175,9 @@ def test_what_is_refused():
         sx.clip_spectral_norm(kernel, -1.0, (4,))
     with pytest.raises(ValueError, match="bound must be at least 0"):
         sx.clip_spectral_norm(kernel, jnp.array(-1.0), (4,))
+    with pytest.raises(TypeError, match="bound must be a real number, got dtype complex64"):
+        jax.jit(lambda bound: sx.clip_spectral_norm(kernel, bound, (4,)))(1 + 1j)
+    assert_allclose(sx.clip_spectral_norm(kernel, np.array(1.0), (4,)), sx.clip_spectral_norm(kernel, 1.0, (4,)))
     assert np.isnan(jax.jit(lambda bound: sx.clip_spectral_norm(kernel, bound, (4,)))(-1.0)).all()
     with pytest.raises(ValueError, match="input_shape must be a sequence of spatial sizes"):
         sx.clip_spectral_norm(kernel, 1.0, 4)

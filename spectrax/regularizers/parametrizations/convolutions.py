@@ -23,6 +23,10 @@ def aol(*, strides: int | Sequence[int] = 1, feature_group_count: int = 1) -> Pa
         The parametrization. `init` is exact for kernels that are fixed points, those with orthonormal columns; others
         come back rescaled by channel.
 
+    Raises:
+        ValueError: If strides or groups are not positive.
+        TypeError: If one is not an integer.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import spectrax as sx
@@ -33,6 +37,7 @@ def aol(*, strides: int | Sequence[int] = 1, feature_group_count: int = 1) -> Pa
     Source:
         Prach & Lampert 2022 (arXiv 2208.03160).
     """
+    _check_layer(strides, feature_group_count)
 
     def apply(raw: jax.Array) -> jax.Array:
         return spectrum.aol_rescale(raw, strides=strides, feature_group_count=feature_group_count)
@@ -80,6 +85,7 @@ def row_normalized(
     sizes = _sizes(input_sizes)
     if eps is not None:
         checks.number_in("eps", eps, 0, 1)
+    _check_layer(strides, feature_group_count)
 
     def apply(raw: jax.Array) -> jax.Array:
         return spectrum.conv_row_normalize(
@@ -122,6 +128,7 @@ def cayley_convolution(
         Trockman & Kolter 2021 (arXiv 2104.07167).
     """
     sizes = _sizes(input_sizes)
+    _check_layer(strides, feature_group_count)
 
     def apply(raw: dict[str, jax.Array]) -> jax.Array:
         return spectrum.cayley_convolution(
@@ -180,6 +187,7 @@ def clipped(
     sizes = _sizes(input_sizes)
     checks.positive_integer("rounds", rounds)
     check_bound(bound)
+    _check_layer(strides, feature_group_count)
 
     def apply(raw: jax.Array) -> jax.Array:
         return spectrum.clip_spectral_norm(
@@ -187,6 +195,12 @@ def clipped(
         )
 
     return Parametrization(jnp.asarray, apply, None, strides, feature_group_count)
+
+
+def _check_layer(strides: int | Sequence[int], feature_group_count: int) -> None:
+    for step in strides if isinstance(strides, Sequence) else (strides,):
+        checks.positive_integer("strides", step)
+    checks.positive_integer("feature_group_count", feature_group_count)
 
 
 def _sizes(input_sizes: Sequence[int]) -> tuple[int, ...]:

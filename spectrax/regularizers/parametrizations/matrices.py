@@ -15,6 +15,9 @@ def cayley() -> Parametrization:
     give; without them half of the real orthogonal matrices, the reflections, would be out of reach. `apply` takes
     their signs alone and gives them no gradient.
 
+    It is for `Dense` and `Linear`: in a convolution each tap by itself would be orthonormal, which bounds nothing; take
+    `cayley_convolution` there.
+
     Returns:
         The parametrization. `init` is exact, to round-off, for matrices with orthonormal columns (rows); for others the
         applied matrix is the nearest such one, the polar factor; of several, one of them.
@@ -40,11 +43,11 @@ def _init(kernel: jax.Array) -> dict[str, jax.Array]:
     if kernel.ndim < 2:
         raise ValueError(f"kernel must have at least two axes, got shape {kernel.shape}")
     m, n = kernel.shape[-2:]
-    tall = kernel if m >= n else _adjoint(kernel)
+    tall = kernel if m >= n else vectors.adjoint(kernel)
     u, _, vh = jnp.linalg.svd(tall.astype(vectors.working_dtype(kernel.dtype)), full_matrices=False)
-    W, signs = jnp.vectorize(_inverse, signature="(m,n)->(m,n),(n)")(_dot(u, vh))
+    W, signs = jnp.vectorize(_inverse, signature="(m,n)->(m,n),(n)")(vectors.matmul(u, vh))
     return {
-        "matrix": (W if m >= n else _adjoint(W)).astype(kernel.dtype),
+        "matrix": (W if m >= n else vectors.adjoint(W)).astype(kernel.dtype),
         "signs": signs.astype(vectors.real_dtype(kernel.dtype)),
     }
 
@@ -65,7 +68,7 @@ def _inverse(Q: jax.Array) -> tuple[jax.Array, jax.Array]:
     Q = Q * signs.astype(Q.dtype)
     identity = jnp.eye(n, dtype=Q.dtype)
     inverse = jnp.linalg.solve(identity + Q[:n], identity)  # (I + A) / 2 of the forward transform
-    return jnp.concatenate([(inverse - _adjoint(inverse)) / 2, -_dot(Q[n:], inverse)]), signs
+    return jnp.concatenate([(inverse - vectors.adjoint(inverse)) / 2, -vectors.matmul(Q[n:], inverse)]), signs
 
 
 def _signs(Q: jax.Array) -> jax.Array:
@@ -81,11 +84,3 @@ def _signs(Q: jax.Array) -> jax.Array:
 
     start = (Q, jnp.ones(Q.shape[0], vectors.real_dtype(Q.dtype)))
     return jax.lax.fori_loop(0, Q.shape[0], eliminate, start)[1]
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=vectors.HIGHEST)
-
-
-def _adjoint(a: jax.Array) -> jax.Array:
-    return jnp.swapaxes(a, -1, -2).conj()

@@ -52,13 +52,13 @@ def cayley(W: jax.Array, /) -> jax.Array:
         raise ValueError(f"W must have at least two axes, got shape {W.shape}")
     m, n = W.shape[-2:]
     if m < n:
-        return _adjoint(cayley(_adjoint(W)))
+        return vectors.adjoint(cayley(vectors.adjoint(W)))
     tall = W.astype(vectors.working_dtype(W.dtype))
     top, bottom = tall[..., :n, :], tall[..., n:, :]
     identity = jnp.eye(n, dtype=tall.dtype)
-    square = top - _adjoint(top) + _dot(_adjoint(bottom), bottom)
+    square = top - vectors.adjoint(top) + vectors.matmul(vectors.adjoint(bottom), bottom)
     inverse = jnp.linalg.solve(identity + square, jnp.broadcast_to(identity, square.shape))
-    return jnp.concatenate([2 * inverse - identity, -2 * _dot(bottom, inverse)], axis=-2).astype(W.dtype)
+    return jnp.concatenate([2 * inverse - identity, -2 * vectors.matmul(bottom, inverse)], axis=-2).astype(W.dtype)
 
 
 def cayley_convolution(
@@ -155,11 +155,3 @@ def _symbols(kernel: jax.Array, grid: CircularGrid, scale: float | jax.Array | N
             kernel.dtype
         )
     return cayley(grid.symbols(kernel))
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=vectors.HIGHEST)
-
-
-def _adjoint(a: jax.Array) -> jax.Array:
-    return jnp.swapaxes(a, -1, -2).conj()

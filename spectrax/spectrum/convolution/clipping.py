@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.core as jax_core
 import jax.numpy as jnp
+import numpy as np
 
 from spectrax import checks, vectors
 from spectrax.operators.convolution import checked_kernel
@@ -79,9 +80,11 @@ def clip_spectral_norm(
 
 def check_bound(bound: float | jax.Array) -> None:
     """Raise unless a bound is a number of at least zero; of a traced one only the shape is seen."""
-    if isinstance(bound, jax.Array):
+    if isinstance(bound, jax.Array | np.ndarray):
         if bound.ndim:
             raise ValueError(f"bound must be a scalar, got shape {bound.shape}")
+        if vectors.is_complex(bound.dtype):
+            raise TypeError(f"bound must be a real number, got dtype {bound.dtype.name}")
         if isinstance(bound, jax_core.Tracer):
             return
         bound = bound.item()
@@ -120,7 +123,7 @@ def clip_singular_values(matrices: jax.Array, bound: jax.Array) -> jax.Array:
 def _decomposed(matrices, bound):
     u, s, vh = jnp.linalg.svd(matrices, full_matrices=False)
     excess = jnp.maximum(s - bound, 0).astype(u.dtype)
-    return matrices - _dot(u * excess[..., None, :], vh), u, s, vh
+    return matrices - vectors.matmul(u * excess[..., None, :], vh), u, s, vh
 
 
 @clip_singular_values.defjvp
@@ -136,24 +139,16 @@ def _clip_singular_values_jvp(primals, tangents):
     total = s[..., :, None] + s[..., None, :]
     sums = jnp.where(total > 0, (g[..., :, None] + g[..., None, :]) / jnp.where(total > 0, total, 1), 1)
     ratios = jnp.where(above, g / jnp.where(above, s, 1), 1).astype(u.dtype)
-    uh, v = _adjoint(u), _adjoint(vh)
-    on_left, on_right = _dot(uh, dot), _dot(dot, v)
-    middle = _dot(uh, on_right)
+    uh, v = vectors.adjoint(u), vectors.adjoint(vh)
+    on_left, on_right = vectors.matmul(uh, dot), vectors.matmul(dot, v)
+    middle = vectors.matmul(uh, on_right)
     differences, sums = (factor.astype(u.dtype) for factor in (differences, sums))
-    inner = differences * (middle + _adjoint(middle)) / 2 + sums * (middle - _adjoint(middle)) / 2
+    inner = differences * (middle + vectors.adjoint(middle)) / 2 + sums * (middle - vectors.adjoint(middle)) / 2
     inner += jnp.where(above, bound_dot, 0).astype(u.dtype)[..., None] * jnp.eye(s.shape[-1], dtype=u.dtype)
-    tangent = _dot(_dot(u, inner), vh)
+    tangent = vectors.matmul(vectors.matmul(u, inner), vh)
     m, n = matrices.shape[-2:]
     if m > n:
-        tangent += _dot((on_right - _dot(u, middle)) * ratios[..., None, :], vh)
+        tangent += vectors.matmul((on_right - vectors.matmul(u, middle)) * ratios[..., None, :], vh)
     if m < n:
-        tangent += _dot(u, ratios[..., :, None] * (on_left - _dot(middle, vh)))
+        tangent += vectors.matmul(u, ratios[..., :, None] * (on_left - vectors.matmul(middle, vh)))
     return clipped, tangent
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b, precision=vectors.HIGHEST)
-
-
-def _adjoint(a: jax.Array) -> jax.Array:
-    return jnp.swapaxes(a, -1, -2).conj()

@@ -47,7 +47,7 @@ def gram_kernel(kernel: jax.Array) -> jax.Array:
         a mirroring, is the Gram kernel of the kernel with its channels exchanged.
     """
     axes = "DHW"[3 - (kernel.ndim - 2) :]
-    # padded beforehand, see `programs.canonical.padded_before`
+    # padded beforehand, see `programs.padding`
     pads = [(size - 1, size - 1) for size in kernel.shape[:-2]]
     return jax.lax.conv_general_dilated(
         jnp.pad(kernel, (*pads, (0, 0), (0, 0))),

@@ -55,8 +55,15 @@ def exact_norm(problem: Problem, options: Options) -> Quantity:
     """Return the norm itself: by the symbol, by small blocks or by iteration."""
     if problem.circular:
         return problem.quantity(_circular_norm(problem), "exact")
-    if is_small(problem.sized):
+    operator = problem.sized
+    if is_small(operator) or (options.key is None and structured_flops(operator) < math.inf):
         return structured_norm(problem)
+    if options.key is None:
+        largest = max(_block_shapes(operator), key=min)
+        raise ValueError(
+            f"method 'exact' needs key= (for instance jax.random.key(0)) for this convolution: its matrix of shape "
+            f"{operator.shape} has blocks of up to {largest}, too large to be decomposed, so that it iterates"
+        )
     kernel = jnp.where(problem.finite, problem.sized.kernel, 0)
     safe = ConvolutionOperator(kernel, problem.geometry)
     found = spectral_norm(safe, full=True, key=options.key)
@@ -194,9 +201,7 @@ def _frobenius(problem: Problem, options: Options) -> Quantity:
 def _tensor_norm(problem: Problem, options: Options) -> Quantity:
     if options.key is None:
         raise ValueError("method 'tensor_norm' needs a PRNG key, for instance key=jax.random.key(0)")
-    checks.key("key", options.key)
-    key = options.key
-    norm = functools.partial(size_free.tensor_norm, key=key, num_starts=options.num_starts)
+    norm = functools.partial(size_free.tensor_norm, key=options.key, num_starts=options.num_starts)
     return problem.quantity(problem.largest(norm), "estimate")
 
 

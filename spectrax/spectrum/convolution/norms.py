@@ -64,7 +64,8 @@ def conv_norm(
               "exact"; otherwise "grid".
             - "exact": the norm. Circular, with strides that divide the sizes: the largest of the symbol's norms (kind
               "exact"). Otherwise "exact" where the matrix, or each of the blocks that `conv_singular_values` finds in
-              it, is small; else by `spectral_norm` (kind "lower", with `key`).
+              it, is small, or without a `key` not too large for the dense method of `svds`; else by `spectral_norm`
+              (kind "lower", with `key`).
             - "circular": the norm of the circular convolution of that size: for other paddings an "estimate" that may
               be below the norm.
             - "grid" (upper): the largest norm on a grid of frequencies over a product of cosines; refined near the
@@ -135,6 +136,8 @@ def conv_norm(
     for name, value in (("num_frequencies", num_frequencies), ("num_steps", num_steps), ("num_starts", num_starts)):
         if value is not None or name != "num_frequencies":
             checks.positive_integer(name, value)
+    if key is not None:
+        checks.key("key", key)
     if not isinstance(padding, str | Sequence):  # an array cannot be hashed
         raise ValueError(f"padding must be a name or one pair (before, after) for each spatial axis, got {padding!r}")
     kernel = checked_kernel(kernel)
