@@ -35,28 +35,32 @@ class MatrixAxes:
     output_axes: int | tuple[int, ...] = 1
 
 
+Axes = MatrixAxes | Callable[[str, jax.Array], MatrixAxes | None] | None
+_UNKNOWN = (
+    "{name} has shape {shape}: which matrix it stands for is not known. Give the real linear maps "
+    "(sx.layers.linear_maps, sx.conv_operator), or ask for reshaped matrices by MatrixAxes"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class MatrixMaps:
     """The parameters of a tree as matrices, by explicit axes; made by `matrix_maps`."""
 
-    axes: MatrixAxes | None
+    axes: Axes
 
     def __call__(self, params: PyTree) -> dict[str, LinearOperator]:
         """Return one operator for each matrix in the tree, named by its path."""
         operators: dict[str, LinearOperator] = {}
         for path, leaf in jax.tree.leaves_with_path(params):
-            if jnp.ndim(leaf) < 2 or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            name = path_name(path)
+            stack = matrices_of(name, leaf, self.axes)
+            if stack is None:
                 continue
-            name = _name(path)
-            if self.axes is None:
-                if leaf.ndim > 2:
-                    raise ValueError(
-                        f"{name} has shape {leaf.shape}: which matrix it stands for is not known. Give the real linear "
-                        "maps (sx.layers.linear_maps, sx.conv_operator), or ask for reshaped matrices by MatrixAxes"
-                    )
-                found = {name: aslinearoperator(leaf.T)}
-            else:
-                found = _matrices(name, leaf, self.axes)
+            matrices, _ = stack
+            found = {name: aslinearoperator(matrices)} if matrices.ndim == 2 else {
+                f"{name}[{','.join(map(str, index))}]": aslinearoperator(matrices[index])
+                for index in np.ndindex(*matrices.shape[:-2])
+            }  # fmt: skip
             twice = operators.keys() & found.keys()
             if twice:
                 raise ValueError(f"two parameters have the path {', '.join(sorted(twice))}: rename one of them")
@@ -66,11 +70,48 @@ class MatrixMaps:
         return operators
 
 
-def matrix_maps(axes: MatrixAxes | None = None) -> MatrixMaps:
+def flax_axes(name: str, parameter: jax.Array) -> MatrixAxes | None:
+    """Return which axes of a parameter form its matrix, by the shapes and names that Flax gives.
+
+    Two axes are a matrix, which has the same singular values as (in, out) and (out, in): dense layers, embeddings,
+    recurrent cells, and all of Equinox's but convolutions. Of three axes, "query", "key" and "value" of an attention
+    layer are (d, heads, head_dim), and "out" is (heads, head_dim, d).
+
+    Args:
+        name: The parameter's path, with "/" between its parts.
+        parameter: The parameter.
+
+    Returns:
+        The axes; None for fewer than two axes.
+
+    Raises:
+        ValueError: If the parameter has more axes and is not known; a convolution's kernel says nothing of its norm
+            without padding and strides.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import spectrax as sx
+        >>> sx.regularizers.flax_axes("attention/out/kernel", jnp.ones((4, 2, 8)))
+        MatrixAxes(reduction_axes=(0, 1), output_axes=2)
+    """
+    if parameter.ndim < 2:
+        return None
+    if parameter.ndim == 2:
+        return MatrixAxes()
+    parts = name.split("/")
+    if parameter.ndim == 3 and {"query", "key", "value"} & set(parts):
+        return MatrixAxes(0, (1, 2))
+    if parameter.ndim == 3 and "out" in parts:
+        return MatrixAxes((0, 1), 2)
+    raise ValueError(_UNKNOWN.format(name=name, shape=parameter.shape))
+
+
+def matrix_maps(axes: Axes = None) -> MatrixMaps:
     """Return the map from parameters to their matrices.
 
     Args:
-        axes: The axes that form the matrix, the same for every parameter that has two axes or more. None takes
+        axes: The axes that form the matrix, the same for every parameter that has two axes or more; or a function of a
+            parameter's path and array that gives them, or None to leave it out, such as `flax_axes`. None takes
             parameters of shape (in, out), and is an error for those with more axes.
 
     Returns:
@@ -86,7 +127,8 @@ def matrix_maps(axes: MatrixAxes | None = None) -> MatrixMaps:
     return MatrixMaps(axes)
 
 
-def _name(path: Sequence[Any]) -> str:
+def path_name(path: Sequence[Any]) -> str:
+    """Return a parameter's path, with "/" between its parts."""
     # Flax's nnx.Optimizer hands variables to `init` and bare arrays to `update`: a variable's attribute "value" is no
     # part of the name
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
@@ -94,17 +136,39 @@ def _name(path: Sequence[Any]) -> str:
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
-def _matrices(name: str, leaf: jax.Array, axes: MatrixAxes) -> dict[str, LinearOperator]:
-    inputs, outputs = _axes(axes.reduction_axes, leaf.ndim, name), _axes(axes.output_axes, leaf.ndim, name)
+def matrices_of(name: str, leaf: jax.Array, axes: Axes) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]] | None:
+    """Return the matrices of a parameter and the way back to its shape, or None where it has none.
+
+    Args:
+        name: Its path.
+        leaf: The parameter.
+        axes: Which axes form its matrix, as in `matrix_maps`.
+
+    Returns:
+        An array of shape (batch..., out, in), and a function from such an array to one of the parameter's shape.
+
+    Raises:
+        ValueError: If the axes are not known, not there or not disjoint.
+    """
+    if jnp.ndim(leaf) < 2 or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return None
+    if axes is None and leaf.ndim > 2:
+        raise ValueError(_UNKNOWN.format(name=name, shape=leaf.shape))
+    chosen = axes(name, leaf) if callable(axes) else axes or MatrixAxes()
+    if chosen is None:
+        return None
+    inputs, outputs = _axes(chosen.reduction_axes, leaf.ndim, name), _axes(chosen.output_axes, leaf.ndim, name)
     if set(inputs) & set(outputs) or not inputs or not outputs:
-        raise ValueError(f"reduction_axes and output_axes must be disjoint and non-empty, got {axes}")
-    batch = tuple(axis for axis in range(leaf.ndim) if axis not in inputs + outputs)
-    moved = leaf.transpose(batch + outputs + inputs)
-    batch_shape = moved.shape[: len(batch)]
-    flat = moved.reshape(*batch_shape, math.prod(leaf.shape[axis] for axis in outputs), -1)
-    if not batch:
-        return {name: aslinearoperator(flat)}
-    return {f"{name}[{','.join(map(str, index))}]": aslinearoperator(flat[index]) for index in np.ndindex(*batch_shape)}
+        raise ValueError(f"reduction_axes and output_axes must be disjoint and non-empty, got {chosen}")
+    order = (*(axis for axis in range(leaf.ndim) if axis not in inputs + outputs), *outputs, *inputs)
+    moved = leaf.transpose(order)
+    batch = moved.shape[: leaf.ndim - len(inputs) - len(outputs)]
+    matrices = moved.reshape(*batch, math.prod(leaf.shape[axis] for axis in outputs), -1)
+
+    def back(stack: jax.Array) -> jax.Array:
+        return stack.reshape(moved.shape).transpose([order.index(axis) for axis in range(leaf.ndim)])
+
+    return matrices, back
 
 
 def _axes(axes: int | tuple[int, ...], ndim: int, name: str) -> tuple[int, ...]:

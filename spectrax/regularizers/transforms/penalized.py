@@ -1,4 +1,4 @@
-"""Optax transformations that feed a penalty's gradient into training."""
+"""The Optax transformation that feeds a penalty's gradient into training."""
 
 import numbers
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from spectrax import checks
-from spectrax.regularizers.penalty import Penalty, PenaltyState, SpectralMeasurements
+from spectrax.regularizers.penalty import Penalty, PenaltyState
 
 PyTree = Any
 
@@ -152,6 +152,3 @@ def _masked(mask: PyTree, gradient: PyTree) -> PyTree:
         return jax.tree.map(lambda slope: jnp.where(jnp.asarray(keep, bool), slope, jnp.zeros_like(slope)), part)
 
     return jax.tree.map(kept, mask, gradient)
-
-
-__all__ = ["SpectralMeasurements", "SpectralPenaltyState", "add_spectral_penalty"]
