@@ -10,7 +10,7 @@ from spectrax.operators import (
     jacobian,
     jacobian_operator,
 )
-from spectrax.regularizers import parametrizations, transforms
+from spectrax.regularizers import monitor, parametrizations, transforms
 from spectrax.results import (
     EighResult,
     ExtremeSingularValues,
@@ -108,6 +108,7 @@ __all__ = [
     "local_linear",
     "log_condition_number",
     "models",
+    "monitor",
     "networks",
     "nuclear_norm",
     "parametrizations",

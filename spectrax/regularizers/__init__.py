@@ -1,6 +1,6 @@
 """Penalties on spectra, and the Optax transformations that apply them."""
 
-from spectrax.regularizers import parametrizations, transforms
+from spectrax.regularizers import monitor, parametrizations, transforms
 from spectrax.regularizers.condition_numbers import condition_number_penalty, smooth_condition_penalty
 from spectrax.regularizers.convolution_bounds import conv_norm_penalty
 from spectrax.regularizers.maps import MatrixAxes, flax_axes, jacobian_maps, matrix_maps
@@ -37,6 +37,7 @@ __all__ = [
     "jacobian_maps",
     "log_determinant_penalty",
     "matrix_maps",
+    "monitor",
     "orthogonality_penalty",
     "parametrizations",
     "rank_penalty",
