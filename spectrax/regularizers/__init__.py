@@ -3,6 +3,7 @@
 from spectrax.regularizers import monitor, parametrizations, transforms
 from spectrax.regularizers.condition_numbers import condition_number_penalty, smooth_condition_penalty
 from spectrax.regularizers.convolution_bounds import conv_norm_penalty
+from spectrax.regularizers.factors import factor_orthogonality_penalty, factor_sparsity_penalty
 from spectrax.regularizers.maps import MatrixAxes, flax_axes, jacobian_maps, matrix_maps
 from spectrax.regularizers.orthogonality import orthogonality_penalty
 from spectrax.regularizers.penalty import Penalty, PenaltyState, SpectralMeasurements
@@ -31,6 +32,8 @@ __all__ = [
     "condition_number_penalty",
     "conv_norm_penalty",
     "effective_rank_penalty",
+    "factor_orthogonality_penalty",
+    "factor_sparsity_penalty",
     "flax_axes",
     "frobenius_norm_penalty",
     "frobenius_product_penalty",

@@ -22,6 +22,9 @@ EVERY = {
     "cayley_convolution, 3-D": (parametrizations.cayley_convolution((3, 2, 2)), (1, 2, 1, 3, 2), (3, 2, 2, 3, 2)),
     "clipped": (parametrizations.clipped(0.7, SIZES, rounds=2), KERNEL, KERNEL),
     "cayley": (parametrizations.cayley(), (5, 3), (5, 3)),
+    "spectral_normalized": (parametrizations.spectral_normalized(0.5), (2, 5, 3), (2, 5, 3)),
+    "bjorck": (parametrizations.bjorck(), (5, 3), (5, 3)),
+    "factored": (parametrizations.factored(), KERNEL, KERNEL),
     "cayley, wide and batched": (parametrizations.cayley(), (2, 3, 4), (2, 3, 4)),
 }
 
@@ -143,7 +146,51 @@ def test_the_raw_scale_of_cayley_convolution_starts_at_the_kernel(x64):
     assert_allclose(form.apply({"kernel": 7 * kernel, "scale": raw["scale"]}), form.apply(raw), atol=1e-14)
 
 
+def test_spectral_normalisation(convolution_matrix, x64):
+    kernel = kernel_of((5, 4))
+    made = round_trip(parametrizations.spectral_normalized(2.0))(kernel)
+    assert_allclose(made, 2 * kernel / values(kernel)[0], rtol=1e-12)
+    small = round_trip(parametrizations.spectral_normalized(100.0, shrink_only=True))(kernel)
+    assert_allclose(small, kernel, rtol=1e-15)
+    # of a convolution, whose reshaped kernel would be too large a layer
+    kernel = kernel_of((3, 3, 2, 3))
+    norm = lambda k: sx.conv_norm(k, padding="SAME", method="gram").value  # noqa: E731
+    made = round_trip(parametrizations.spectral_normalized(norm=norm))(kernel)
+    assert 0.8 < values(convolution_matrix(np.asarray(made), (12, 12), padding="SAME"))[0] <= 1
+    assert values(convolution_matrix(np.asarray(kernel) / values(kernel.reshape(-1, 3))[0], (12, 12)))[0] > 1.5
+    # the gradient is that of W / s, with s = u^T W v
+    u, s, vh = np.linalg.svd(np.asarray(kernel_of((5, 4))), full_matrices=False)
+    weights = np.asarray(kernel_of((5, 4), 3))
+    gradient = jax.grad(lambda raw: jnp.sum(parametrizations.spectral_normalized().apply(raw) * weights))(
+        kernel_of((5, 4))
+    )
+    expected = weights / s[0] - np.sum(weights * np.asarray(kernel_of((5, 4)))) / s[0] ** 2 * np.outer(u[:, 0], vh[0])
+    assert_allclose(gradient, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (7, 4), (3, 8), (1, 1)])
+def test_bjorck_comes_to_the_nearest_orthonormal_matrix(shape, x64):
+    matrix = np.asarray(kernel_of(shape, 1))
+    u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+    made = round_trip(parametrizations.bjorck(num_steps=40))(jnp.asarray(matrix))
+    assert_allclose(made, u @ vh, atol=1e-12)
+    few = values(round_trip(parametrizations.bjorck(num_steps=3))(jnp.asarray(matrix)))
+    assert few[0] <= 1 + 1e-14
+    # what it makes of each singular value
+    t = s / np.sqrt(np.abs(matrix).sum(0).max() * np.abs(matrix).sum(1).max())
+    for _ in range(3):
+        t = t * (3 - t**2) / 2
+    assert_allclose(few, np.sort(t)[::-1], rtol=1e-10)
+
+
 def test_what_is_refused():
+    with pytest.raises(ValueError, match="bound must be larger than 0"):
+        parametrizations.spectral_normalized(0.0)
+    with pytest.raises(ValueError, match="num_steps must be at least 1"):
+        parametrizations.bjorck(num_steps=0)
+    for form in (parametrizations.spectral_normalized(), parametrizations.bjorck()):
+        with pytest.raises(ValueError, match="at least two axes"):
+            form.apply(jnp.ones(3))
     with pytest.raises(ValueError, match="input_sizes"):
         parametrizations.row_normalized((3, 3, 3, 3))
     with pytest.raises(ValueError, match="input_sizes"):
