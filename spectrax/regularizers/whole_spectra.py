@@ -268,7 +268,8 @@ def stable_rank_penalty(
     checks.choice("direction", direction, ("lower", "raise"))
 
     def value(operator: LinearOperator, key: jax.Array | None) -> jax.Array:
-        found = cast(jax.Array, spectrum.stable_rank(operator, key=key))
+        method = spectrum.Dense() if key is None else "auto"
+        found = cast(jax.Array, spectrum.stable_rank(operator, key=key, method=method))
         return found if direction == "lower" else min(operator.shape) - found
 
     return sum_penalty(value, maps, mask=mask, batched=batched, num_samples=num_samples, random=needs_key)

@@ -16,7 +16,13 @@ ACTIVATIONS = ("relu", "leaky_relu", "abs", "gelu")
 NORMALIZATIONS = ("none", "batch", "layer")
 OPTIMIZERS = ("adamw", "sgd", "muon")
 LOSSES = ("cross_entropy", "squared_error")
-PENALTIES = ("condition_number", "spectral_norm", "orthogonality", "none")
+# By the names of `spectrax.regularizers`, those that need no number of their own.
+PENALTIES = (
+    "condition_number", "smooth_condition", "spectral_norm", "unit_norm", "restricted_isometry", "orthogonality",
+    "conv_norm", "schatten_norm", "frobenius_norm", "frobenius_product", "effective_rank", "stable_rank",
+    "log_determinant", "none",
+)  # fmt: skip
+WEIGHT_PENALTIES = ("conv_norm", "frobenius_product")  # which act on no Jacobian
 PENALTY_TARGETS = ("weights", "jacobian")
 # Peak learning rates of the cosine decay, for when none is given: what each optimiser takes on the default model.
 LEARNING_RATES: Mapping[str, float] = {"adamw": 3e-3, "sgd": 2e-2, "muon": 1e-2}
@@ -45,7 +51,8 @@ class TrainingConfig:
         loss: "cross_entropy", or "squared_error" from the one-hot labels (summed over classes, averaged over the
             batch).
         seed: Seed of the split, of the initial weights, of the order of the samples and of the penalty's random starts.
-        penalty: "condition_number", "spectral_norm", "orthogonality" or "none".
+        penalty: One of `PENALTIES`: "condition_number", "spectral_norm", "orthogonality" and the like, or "none". Those
+            on ranks, Schatten norms and the log-determinant decompose every layer at every step.
         penalty_weight: What the penalty is multiplied by before it is added to the loss.
         penalty_on: "weights" (each layer as the linear map that it is) or "jacobian" (of the network at the batch's
             samples).
@@ -123,6 +130,8 @@ class TrainingConfig:
             raise ValueError(
                 "baseline is the run without a penalty, and penalty is 'none' already: choose one of the two"
             )
+        if self.penalty_on == "jacobian" and self.penalty in WEIGHT_PENALTIES:
+            raise ValueError(f"penalty={self.penalty!r} acts on weights alone: choose penalty_on='weights'")
         if self.penalty_on == "jacobian" and self.normalization == "batch" and self.penalty != "none":
             raise ValueError(
                 "penalty_on='jacobian' is the Jacobian of one sample's output by its input, and normalization='batch' "

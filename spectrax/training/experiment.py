@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -267,9 +268,8 @@ def make_penalty(config: TrainingConfig, net: layers.Layer, maps: layers.LinearM
         A penalty of `spectrax.regularizers`.
     """
     build = getattr(regularizers, f"{config.penalty}_penalty")
-    options: dict[str, Any] = {}
-    if config.penalty != "orthogonality":
-        options = {"block_size": config.block_size, "renew_every": config.renewal_interval(steps_per_epoch)}
+    given = {"block_size": config.block_size, "renew_every": config.renewal_interval(steps_per_epoch)}
+    options = {name: value for name, value in given.items() if name in inspect.signature(build).parameters}
     if config.penalty_on == "weights":
         return build(maps, **options)
 

@@ -108,20 +108,8 @@ def params_of(seed=0, dtype="float64"):
 
 
 @every_penalty
-def test_the_value_is_that_of_the_definition(name, x64):
+def test_values_by_the_definition_and_gradients_by_central_differences(name, x64):
     penalty, definition = EVERY[name]
-    for seed in range(2):
-        params = params_of(seed)
-        value, state = penalty.apply(params, penalty.init(params, None))
-        matrices = [np.asarray(params[each]).T for each in ("tall", "wide")]
-        expected = sum(definition(A, np.linalg.svd(A, compute_uv=False)) for A in matrices)
-        assert_allclose(value, expected, rtol=1e-10)
-        assert int(state.applied) == 1
-
-
-@every_penalty
-def test_gradients_by_central_differences(name, x64):
-    penalty, _ = EVERY[name]
     params, direction = params_of(0), params_of(7)
 
     @jax.jit
@@ -130,6 +118,10 @@ def test_gradients_by_central_differences(name, x64):
         return penalty.apply(moved, penalty.init(moved, None))[0]
 
     step = 1e-6
+    for t in (0.0, 0.3):
+        matrices = [np.asarray(params[each] + t * direction[each]).T for each in ("tall", "wide")]
+        expected = sum(definition(A, np.linalg.svd(A, compute_uv=False)) for A in matrices)
+        assert_allclose(value(t), expected, rtol=1e-10)
     expected = (value(step) - value(-step)) / (2 * step)
     assert_allclose(jax.jit(jax.grad(value))(0.0), expected, rtol=1e-6, atol=1e-7)
 
@@ -150,18 +142,18 @@ def test_degenerate_spectra(name):
     """Finite values and gradients, in 16 bits too, and a state of one structure; NaN comes through."""
     penalty, _ = EVERY[name]
     update = jax.jit(jax.value_and_grad(penalty.apply, has_aux=True))
-    for dtype in (jnp.float32, jnp.bfloat16):
-        params = {name: jnp.asarray(matrix, dtype) for name, matrix in DEGENERATE.items()}
-        state = penalty.init(params, None)
-        (value, after), gradient = update(params, state)
-        assert value.dtype == jnp.float32
-        assert np.isfinite(value)
-        for kernel, own in gradient.items():
-            assert own.dtype == dtype
-            assert np.isfinite(own.astype(jnp.float32)).all(), kernel
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        both = zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True)
-        assert all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in both)
+    params = {each: jnp.asarray(matrix, jnp.float32) for each, matrix in DEGENERATE.items()}
+    params |= {f"{each}, 16": jnp.asarray(DEGENERATE[each], jnp.bfloat16) for each in ("zero", "rank one", "identity")}
+    state = penalty.init(params, None)
+    (value, after), gradient = update(params, state)
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value)
+    for kernel, own in gradient.items():
+        assert own.dtype == params[kernel].dtype
+        assert np.isfinite(own.astype(jnp.float32)).all(), kernel
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    both = zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True)
+    assert all((a.shape, a.dtype) == (b.shape, b.dtype) for a, b in both)
     broken = {"kernel": jnp.full((4, 3), jnp.nan)}
     assert np.isnan(penalty.apply(broken, penalty.init(broken, None))[0])
 

@@ -42,6 +42,8 @@ def test_choices_that_exclude_each_other():
         TrainingConfig(penalty="none", baseline=True)
     with pytest.raises(ValueError, match="couples the samples"):
         TrainingConfig(penalty_on="jacobian", normalization="batch")
+    with pytest.raises(ValueError, match="penalty='conv_norm' acts on weights alone"):
+        TrainingConfig(penalty_on="jacobian", penalty="conv_norm")
     with pytest.raises(ValueError, match="convnet has no skips"):
         TrainingConfig(model="convnet", rho=0.5)
 

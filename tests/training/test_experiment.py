@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from spectrax.training import TrainingConfig, load_data
+from spectrax.training.configuration import PENALTIES, WEIGHT_PENALTIES
 from spectrax.training.experiment import (
     batch_order,
     evaluate,
@@ -77,6 +78,19 @@ def test_ten_steps_compile_once(data, values):
         state, _ = step(state, *arrays, jax.device_put(experiment.order(0)))
     assert step._cache_size() == 1
     assert int(state.step) == 2
+
+
+@pytest.mark.parametrize("penalty", PENALTIES[:-1])
+def test_every_penalty_by_its_name(data, penalty):
+    """On layers and, where it can be, on Jacobians: a step as it would be compiled."""
+    for target in ("weights", "jacobian"):
+        if target == "jacobian" and penalty in WEIGHT_PENALTIES:
+            continue
+        experiment, state = prepared(data, penalty=penalty, penalty_on=target, model="mlp", width=4, depth=2)
+        step, order = experiment.step_function(), experiment.order(0)
+        after, metrics = jax.eval_shape(step, state, data.x_train, data.y_train, order)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert metrics.penalty.shape == metrics.loss.shape
 
 
 def test_the_parameters_stay_as_they_were_from_the_first_step_that_fails(data):
