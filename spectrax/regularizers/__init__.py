@@ -7,6 +7,7 @@ from spectrax.regularizers.factors import factor_orthogonality_penalty, factor_s
 from spectrax.regularizers.maps import MatrixAxes, flax_axes, jacobian_maps, matrix_maps
 from spectrax.regularizers.orthogonality import orthogonality_penalty
 from spectrax.regularizers.penalty import Penalty, PenaltyState, SpectralMeasurements
+from spectrax.regularizers.sharpness import sharpness_penalty
 from spectrax.regularizers.spectral_norms import (
     band_penalty,
     restricted_isometry_penalty,
@@ -46,6 +47,7 @@ __all__ = [
     "rank_penalty",
     "restricted_isometry_penalty",
     "schatten_norm_penalty",
+    "sharpness_penalty",
     "smooth_condition_penalty",
     "spectral_norm_penalty",
     "stable_rank_penalty",

@@ -91,13 +91,10 @@ class Options:
 
     def per_sample(self, function: Callable, params: PyTree, batch: dict[str, PyTree], key: jax.Array | None) -> Any:
         """Evaluate function(operators, key) for every sample of the batch, each with a key of its own."""
-        parameters = inspect.signature(self.maps).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            batch = {
-                name: leaf for name, leaf in batch.items() if name in parameters
-            }  # others are for other transforms
+        batch = accepted(self.maps, batch)
         if not batch:
-            raise ValueError(f"batched=True needs the samples as keyword arguments: some of {', '.join(parameters)}")
+            names = ", ".join(inspect.signature(self.maps).parameters)
+            raise ValueError(f"batched=True needs the samples as keyword arguments: some of {names}")
         batch = jax.tree.map(lambda leaf: leaf[: self.num_samples], batch)
         count = jax.tree.leaves(batch)[0].shape[0]
         keys = None if key is None else jax.random.split(key, count)
@@ -131,6 +128,14 @@ def options_of(
     if not callable(maps):
         raise TypeError(f"maps must be a function from params to named operators or MatrixAxes, got {maps!r}")
     return Options(maps, mask, batched, num_samples)
+
+
+def accepted(function: Callable, batch: dict[str, PyTree]) -> dict[str, PyTree]:
+    """Return those keyword arguments that a function names: others are for other transformations of a chain."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return batch
+    return {name: leaf for name, leaf in batch.items() if name in parameters}
 
 
 def nothing_measured(names: Any, params: PyTree) -> SpectralMeasurements:

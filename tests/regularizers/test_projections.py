@@ -117,7 +117,7 @@ WRAPPERS = {
     "accumulated": lambda inner: optax.MultiSteps(optax.chain(optax.adam(0.1), inner), 2),
     "if finite": lambda inner: optax.apply_if_finite(optax.chain(optax.adam(0.1), inner), 3),
     "hyperparameters": lambda inner: optax.chain(
-        optax.adam(0.1), optax.inject_hyperparams(project_spectral_norm, static_args="every")(bound=1.5)
+        optax.adam(0.1), optax.inject_hyperparams(project_spectral_norm)(bound=1.5)
     ),
     "frozen": lambda inner: optax.chain(
         optax.adam(0.1), inner, optax.transforms.freeze({"large": False, "small": True})

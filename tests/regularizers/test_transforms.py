@@ -215,6 +215,34 @@ def test_wrappers_of_optax(name, with_key, monkeypatch):
     assert "dense/kernel" in optax.tree.get(state, "measurements").sigma_max
 
 
+def test_every_so_many_steps():
+    """The gradient at steps 0, 3 and 6; in between the updates pass and the state keeps what it knew."""
+    optimizer, plain = add_spectral_penalty(NORM, 1.0, every=3), add_spectral_penalty(NORM, 1.0)
+    state, update, params = optimizer.init(PARAMS), jax.jit(optimizer.update), PARAMS
+    for step in range(7):
+        before = state.penalty
+        updates, state = update(zeros(params), state, params)
+        expected = plain.update(zeros(params), plain.init(params), params)[0]["head"]["kernel"]
+        if step % 3:
+            assert_array_equal(updates["head"]["kernel"], 0)
+            assert_array_equal(state.penalty, before)
+        else:
+            assert_allclose(updates["head"]["kernel"], expected, rtol=1e-3)
+        params = jax.tree.map(lambda p, u: p - 0.1 * u, params, updates)
+    assert update._cache_size() == 1
+    assert int(state.step) == 7
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        add_spectral_penalty(NORM, 1.0, every=0)
+
+
+def test_before_muon():
+    """Its orthogonalised updates still lower the penalty, as Optax's own transformation makes them."""
+    params = {name: PARAMS[name] for name in ("dense", "head")}
+    optimizer = optax.chain(add_spectral_penalty(CONDITION, 1.0), optax.contrib.muon(1e-2))
+    _, _, values = train(optimizer, params, jax.jit(optimizer.init)(params), 15)
+    assert values[-1] < values[0]
+
+
 def test_a_scheduled_weight_as_a_hyperparameter():
     make = optax.inject_hyperparams(add_spectral_penalty)
     optimizer = make(penalty=NORM, weight=optax.linear_schedule(0.0, 1.0, 2))

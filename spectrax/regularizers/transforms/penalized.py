@@ -40,6 +40,7 @@ def add_spectral_penalty(
     key: jax.Array | None = None,
     decoupled: bool = False,
     learning_rate: float | jax.Array | Callable[[jax.Array], jax.Array] | None = None,
+    every: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Add the gradient of a penalty to the updates.
 
@@ -59,6 +60,8 @@ def add_spectral_penalty(
         key: A PRNG key for the penalty; needed unless every map is small enough to be decomposed wholly.
         decoupled: Whether the updates that come in are complete steps already.
         learning_rate: The penalty's own learning rate or schedule, with `decoupled` only.
+        every: How often the penalty is computed and its gradient added, in steps; at each by default. In between the
+            updates pass as they are, and the state keeps the last value.
 
     Returns:
         A transformation; its `update` needs `params` and passes extra keyword arguments (for instance the batch `x`) on
@@ -70,7 +73,7 @@ def add_spectral_penalty(
         TypeError: If the weight or the learning rate is neither a number nor a function.
 
     Cost:
-        One value and gradient of the penalty at every update.
+        One value and gradient of the penalty at every update, or at one of `every`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -93,6 +96,8 @@ def add_spectral_penalty(
         )
     if key is not None:
         checks.key("key", key)
+    if every is not None:
+        checks.positive_integer("every", every)
 
     def init(params: PyTree) -> SpectralPenaltyState:
         unknown = jnp.full((), jnp.nan, jnp.float32)
@@ -110,7 +115,16 @@ def add_spectral_penalty(
             return penalty.apply(treedef.unflatten(merged), state.tracked, **extra)
 
         chosen = [leaf for own, leaf in zip(real, leaves, strict=True) if own]
-        (value, tracked), slopes = jax.value_and_grad(value_of, has_aux=True)(chosen)
+
+        def computed() -> Any:
+            (value, tracked), slopes = jax.value_and_grad(value_of, has_aux=True)(chosen)
+            return value.astype(jnp.float32), tracked, slopes
+
+        if every is None or every == 1:
+            value, tracked, slopes = computed()
+        else:
+            kept = (state.penalty, state.tracked, jax.tree.map(jnp.zeros_like, chosen))
+            value, tracked, slopes = jax.lax.cond(state.step % every == 0, computed, lambda: kept)
         remaining = iter(slopes)
         gradient = treedef.unflatten([next(remaining) if own else None for own in real])
         factor = _at(weight, state.step)
@@ -123,9 +137,7 @@ def add_spectral_penalty(
             return update if slope is None else update + (scale.astype(slope.dtype) * slope).astype(update.dtype)
 
         updates = jax.tree.map(added, gradient, updates, is_leaf=lambda leaf: leaf is None)
-        return updates, SpectralPenaltyState(
-            jnp.asarray(optax.safe_increment(state.step)), value.astype(jnp.float32), factor, tracked
-        )
+        return updates, SpectralPenaltyState(jnp.asarray(optax.safe_increment(state.step)), value, factor, tracked)
 
     return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
 

@@ -31,7 +31,7 @@ def project_spectral_norm(
     *,
     axes: Axes = None,
     norm: Callable[[str, jax.Array], jax.Array | None] | None = None,
-    every: int = 1,
+    every: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale each weight after the step such that its spectral norm is at most a bound, W min(1, bound / s_1).
 
@@ -45,7 +45,7 @@ def project_spectral_norm(
         norm: A function of a parameter's path and value that gives its norm, or an upper bound of it, in place of
             `axes`; None leaves the parameter as it is. For a convolution
             `lambda name, kernel: sx.conv_norm(kernel, padding="SAME", certified=True).value`.
-        every: How often the weights are scaled, in steps.
+        every: How often the weights are scaled, in steps; at each by default.
 
     Returns:
         A transformation; its `update` needs `params`. With `optax.masked` it acts on some of them.
@@ -91,7 +91,7 @@ def project_spectral_norm(
 
 
 def clip_singular_values(
-    low: float, high: float, /, *, axes: Axes = None, every: int = 1
+    low: float, high: float, /, *, axes: Axes = None, every: int | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Clip the singular values of each weight after the step, to the nearest matrix with all of them in [low, high].
 
@@ -102,7 +102,7 @@ def clip_singular_values(
         high: At least `low`; inf for none.
         axes: As in `project_spectral_norm`. A convolution's reshaped kernel is not the convolution:
             `sx.clip_spectral_norm` clips that, and `sx.parametrizations.clipped` trains it so.
-        every: How often the weights are clipped, in steps.
+        every: How often the weights are clipped, in steps; at each by default.
 
     Returns:
         A transformation; its `update` needs `params`.
@@ -146,9 +146,10 @@ def _shrink(norm: jax.Array, bound: float | jax.Array) -> jax.Array:
 
 
 def _projection(
-    called: str, project: Callable[[str, jax.Array], jax.Array], every: int
+    called: str, project: Callable[[str, jax.Array], jax.Array], every: int | None
 ) -> optax.GradientTransformationExtraArgs:
-    checks.positive_integer("every", every)
+    if every is not None:
+        checks.positive_integer("every", every)
 
     def init(params: PyTree) -> ProjectionState:
         del params
@@ -170,7 +171,7 @@ def _projection(
             return jax.tree_util.tree_map_with_path(one, updates, params)
 
         step = jnp.asarray(optax.safe_increment(state.step))
-        if every == 1:
+        if every is None or every == 1:
             return moved(), ProjectionState(step)
         return jax.lax.cond(step % every == 0, moved, lambda: updates), ProjectionState(step)
 
