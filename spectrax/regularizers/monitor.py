@@ -265,6 +265,13 @@ def kinds(metrics: Metrics, /) -> dict[str, str]:
 
     Returns:
         By the same names.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import spectrax as sx
+        >>> monitor, params = sx.monitor.spectrum_monitor(), {"w": jnp.eye(2)}
+        >>> sx.monitor.kinds(monitor.init(params).metrics)["w/sigma_min"]
+        'exact'
     """
     return {f"{name}/{field}": found.kind for name, field, found in _each(metrics)}
 
@@ -305,6 +312,15 @@ def jsonl(path: str | os.PathLike[str], /) -> Callable[[int, Mapping[str, float]
 
     Returns:
         The callback.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import spectrax as sx
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "spectra.jsonl")
+        ...     sx.monitor.jsonl(file)(3, {"w/sigma_max": 2.0})
+        ...     file.read_text().strip()
+        '{"step": 3, "w/sigma_max": 2.0}'
     """
     file = Path(path)
 
