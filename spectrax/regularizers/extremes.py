@@ -128,7 +128,7 @@ class _Extremes:
     ) -> PenaltyState:
         single = {name: jnp.abs(bottom.values[-1]) for name, (_, bottom) in found.items()}
         largest = {name: top.values[0] for name, (top, _) in found.items()}
-        conditions = {name: _condition(largest[name], single[name], max(operators[name].shape)) for name in found}
+        conditions = {name: condition(largest[name], single[name], max(operators[name].shape)) for name in found}
         measurements = SpectralMeasurements(
             sigma_max=largest,
             sigma_min=single,
@@ -165,7 +165,7 @@ class _Extremes:
         return jnp.mean(values), state._replace(applied=state.applied + 1, measurements=measured)
 
 
-def _condition(largest: jax.Array, smallest: jax.Array, size: int) -> jax.Array:
+def condition(largest: jax.Array, smallest: jax.Array, size: int) -> jax.Array:
     """Return their ratio, or inf where the smallest is at round-off, as `sx.condition_number` does."""
     singular = smallest <= size**0.5 * jnp.finfo(largest.dtype).eps * largest
     return jnp.where(singular, jnp.inf, _ratio(largest, smallest))

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, spectrum, vectors
+from spectrax import checks, spectrum
 from spectrax.operators import LinearOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.regularizers.blocks import Blocks, bottom_kind, needs_key, renew, ritz
+from spectrax.regularizers.extremes import condition
 from spectrax.regularizers.maps import Maps, MatrixAxes
 from spectrax.regularizers.penalty import options_of
 from spectrax.results import Quantity, Status
@@ -23,6 +24,7 @@ from spectrax.spectrum.methods import can_be_dense
 
 PyTree = Any
 Metrics = dict[str, "LayerMetrics"]
+_NEAR = 1e-2  # relative residual up to which a followed value counts as found
 
 
 @functools.partial(
@@ -33,6 +35,9 @@ Metrics = dict[str, "LayerMetrics"]
 @dataclasses.dataclass(frozen=True)
 class LayerMetrics:
     """What is known of one linear map.
+
+    A value that is followed has the status NOT_CONVERGED while its residual is above a hundredth of it: it is then a
+    bound, on the side that its kind says, and may be far from the truth.
 
     Attributes:
         sigma_max: The largest singular value: "exact" for maps that are decomposed wholly, otherwise "lower".
@@ -184,18 +189,21 @@ class _Monitor:
     def _followed(self, operator: LinearOperator, blocks: Blocks) -> LayerMetrics:
         top, bottom = ritz(operator, blocks)
         largest, smallest = top.values[0], jnp.abs(bottom.values[-1])
-        status = jnp.where(jnp.all(blocks.converged), int(Status.CONVERGED), int(Status.NOT_CONVERGED))
+        # by the residuals as they are now: vectors that converged when they were found may have been left behind
+        known = [top.residual <= _NEAR * largest, bottom.residual <= _NEAR * smallest]
+        at_top, at_bottom = (jnp.where(each, int(Status.CONVERGED), int(Status.NOT_CONVERGED)) for each in known)
+        status = jnp.maximum(at_top, at_bottom)
         kind = bottom_kind(operator)
         stable = effective = None
         if can_be_dense(operator.shape):
             norm = cast(jax.Array, spectrum.frobenius_norm(operator))
-            stable = _quantity(jnp.square(norm / _nonzero(largest)), "upper", status)
+            stable = _quantity(jnp.square(norm / _nonzero(largest)), "upper", at_top)
             if self.effective_rank:
                 effective = cast(Quantity, spectrum.effective_rank(operator, full=True))
         return LayerMetrics(
-            _quantity(largest, "lower", status),
-            _quantity(smallest, kind, status),
-            _quantity(_condition(largest, smallest, operator), "lower" if kind == "upper" else kind, status),
+            _quantity(largest, "lower", at_top),
+            _quantity(smallest, kind, at_bottom),
+            _quantity(condition(largest, smallest, max(operator.shape)), "lower" if kind == "upper" else kind, status),
             stable,
             effective,
         )
@@ -215,16 +223,10 @@ def _decomposed(operator: LinearOperator) -> LayerMetrics:
     return LayerMetrics(
         exact(s[0]),
         exact(s[-1]),
-        exact(_condition(s[0], s[-1], operator)),
+        exact(condition(s[0], s[-1], max(operator.shape))),
         exact(jnp.where(zero, 0, jnp.sum(jnp.square(scaled)))),
         exact(jnp.where(zero, 0, jnp.exp(entropy))),
     )
-
-
-def _condition(largest: jax.Array, smallest: jax.Array, operator: LinearOperator) -> jax.Array:
-    """Return their ratio, or inf where the smallest is at round-off, as `sx.condition_number` does."""
-    floor = max(operator.shape) ** 0.5 * vectors.eps((operator.in_struct, operator.out_struct)) * largest
-    return jnp.where(smallest <= floor, jnp.inf, largest / _nonzero(smallest))
 
 
 def _nonzero(x: jax.Array) -> jax.Array:

@@ -64,6 +64,19 @@ def test_large_layers_are_followed(key):
     assert monitor.spectrum_monitor(effective_rank=False).init({"w": kernel}, key).metrics["w"].effective_rank is None
 
 
+def test_vectors_that_are_left_behind_are_not_called_converged(key):
+    """After a jump of the weights; found again by the renewal."""
+    watched = monitor.spectrum_monitor(renew_every=2, effective_rank=False)
+    before, after = array_of((150, 140)) + jnp.eye(150, 140), array_of((150, 140), 5) + jnp.eye(150, 140)
+    state, update, seen = watched.init({"w": before}, key), jax.jit(watched.update), []
+    for kernel in (before, after, after):
+        metrics, state = update({"w": kernel}, state)
+        found = metrics["w"]
+        seen.append((int(found.sigma_max.status), int(found.sigma_min.status)))
+    good, lost = int(sx.Status.CONVERGED), int(sx.Status.NOT_CONVERGED)
+    assert seen == [(good, good), (lost, lost), (good, good)]
+
+
 def test_convolutions_with_their_padding(convolution_matrix):
     kernel = array_of((3, 3, 2, 3))
     watched = monitor.spectrum_monitor(lambda params: {"conv": sx.conv_operator(params, (5, 5), padding="SAME")})
