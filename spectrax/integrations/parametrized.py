@@ -7,10 +7,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 from flax.linen.dtypes import promote_dtype
+from flax.linen.linear import canonicalize_padding
 
+from spectrax import spectrum, vectors
+from spectrax.operators import LinearOperator, aslinearoperator, conv_operator
 from spectrax.operators.convolution import per_axis
 from spectrax.regularizers.parametrizations import Parametrization
 from spectrax.spectrum.convolution.cayley import cayley_convolve
+from spectrax.spectrum.convolution.fourier import circular_grid
 
 Initializer = Callable[..., Any]
 
@@ -124,18 +128,83 @@ def convolve_cayley(
     Returns:
         Shape (batch..., spatial / strides..., out).
     """
-    inputs, kernel, bias = promote_dtype(inputs, raw["kernel"], bias, dtype=dtype)
-    assert inputs is not None
-    assert kernel is not None
+
+    def product(samples: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
+        return cayley_convolve(samples, kernel, scale=raw["scale"], **options)
+
+    return _in_batches(product, inputs, raw["kernel"], bias, dtype, options)
+
+
+def convolve_row_normalized(
+    inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, /, *, eps: float | None, dtype: Any, **options: Any
+) -> jax.Array:
+    """Apply a circular convolution whose symbol has rows of unit length, in the Fourier basis.
+
+    Args:
+        inputs: Shape (batch..., spatial..., in).
+        kernel: The raw kernel.
+        bias: Shape (out,), or None.
+        eps: As in `spectrax.conv_row_normalize`.
+        dtype: As in `ConvNorm`.
+        **options: Strides (None for one) and feature_group_count.
+
+    Returns:
+        Shape (batch..., spatial / strides..., out).
+    """
+
+    def product(samples: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
+        kernel = kernel.astype(vectors.working_dtype(kernel.dtype))
+        normalized = spectrum.conv_row_normalize(kernel, samples.shape[1:], eps=eps, **options)
+        grid = circular_grid(normalized, samples.shape[1:], **options)
+        return grid.convolve(grid.symbols(normalized), samples.astype(kernel.dtype)).astype(samples.dtype)
+
+    return _in_batches(product, inputs, kernel, bias, dtype, options)
+
+
+def _in_batches(
+    product: Callable[..., jax.Array], inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: Any,
+    options: dict[str, Any],
+) -> jax.Array:  # fmt: skip
+    """Apply a product of (batch, spatial..., in) to inputs with any number of batch axes, and add the bias."""
+    inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=dtype)  # pyright: ignore[reportAssignmentType]
     rank = kernel.ndim - 2
     batch = inputs.shape[: -1 - rank]
     samples = inputs.reshape(-1, *inputs.shape[inputs.ndim - 1 - rank :])
     if options["strides"] is None:
-        options["strides"] = 1
-    images = cayley_convolve(samples, kernel, scale=raw["scale"], **options)
+        options = {**options, "strides": 1}
+    images = product(samples, kernel, **options)
     if bias is not None:
         images = images + bias
     return images.reshape(*batch, *images.shape[1:])
+
+
+def convolution(kernel: jax.Array, sample_shape: tuple[int, ...], /, **options: Any) -> LinearOperator:
+    """Return the convolution that Flax's layer is, without its bias, as a linear map of one sample.
+
+    Args:
+        kernel: Shape (spatial..., in / groups, out).
+        sample_shape: Shape (spatial..., in).
+        **options: Strides, padding, input_dilation, kernel_dilation and feature_group_count of `flax.linen.Conv`.
+
+    Returns:
+        The operator, with whatever padding Flax knows.
+    """
+    rank = kernel.ndim - 2
+    steps = {
+        name: per_axis(name, 1 if options[name] is None else options[name], rank)
+        for name in ("strides", "input_dilation", "kernel_dilation")
+    }
+    padding = canonicalize_padding(options["padding"], rank)
+    wrapped = padding == "CIRCULAR" and all(step == 1 for step in steps["input_dilation"])
+    if wrapped or not isinstance(padding, str) or padding in ("SAME", "VALID"):
+        return conv_operator(
+            kernel, sample_shape, padding=padding, feature_group_count=options["feature_group_count"], **steps
+        )
+
+    def layer(sample: jax.Array, kernel: jax.Array) -> jax.Array:  # "REFLECT", "CAUSAL" and what else Flax may learn
+        return convolve(sample, kernel, None, None, dtype=None, precision="highest", **options)
+
+    return aslinearoperator((layer, jax.ShapeDtypeStruct(sample_shape, kernel.dtype)), kernel)
 
 
 def multiply(

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 import spectrax as sx
 from spectrax import parametrizations
-from spectrax.integrations.linen import CayleyConv, Conv, Dense
+from spectrax.integrations.linen import CayleyConv, Conv, ConvNorm, Dense, applied_params, raw_params
 
 OPTIONS = {
     "same": ((3, 3), {}),
@@ -142,10 +142,86 @@ def test_cayley_conv_is_the_convolution_with_the_transform(sizes, channels, feat
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(zero)))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "channels", "features", "options"),
+    [
+        ((7, 5), 2, 3, {}),
+        ((6, 9), 2, 6, {"strides": (2, 3), "feature_group_count": 2, "eps": 0.9}),
+        ((5,), 4, 1, {"use_bias": False}),
+    ],
+)
+def test_conv_norm_is_the_convolution_with_rows_of_unit_length(sizes, channels, features, options, x64):
+    kernel_size = (3,) * len(sizes)
+    layer = ConvNorm(features, kernel_size, param_dtype=jnp.float64, bias_init=nn.initializers.ones_init(), **options)
+    x = jax.random.normal(jax.random.key(1), (2, *sizes, channels))
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    plain = nn.Conv(
+        features, kernel_size, padding="CIRCULAR", param_dtype=jnp.float64, bias_init=nn.initializers.ones_init(),
+        **{name: value for name, value in options.items() if name != "eps"},
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, variables, jax.jit(plain.init)(jax.random.key(0), x))
+    made = jax.jit(layer.apply)(variables, x)
+    own = {name: value for name, value in options.items() if name != "use_bias"}
+    form = parametrizations.row_normalized(sizes, **own)
+    own = {name: value for name, value in options.items() if name != "eps"}
+    whole = Conv(features, kernel_size, padding="CIRCULAR", param_dtype=jnp.float64, parametrization=form, **own)
+    assert_allclose(made, jax.jit(whole.apply)(variables, x), atol=1e-13)
+    s = spectrum(layer, variables, (*sizes, channels))
+    if "eps" not in options:  # each output channel is an isometry
+        assert 1 - 1e-12 <= s[0] <= features**0.5 + 1e-12
+        assert features > 1 or np.ptp([*s[: sizes[0]], 1.0]) < 1e-12
+    value = jax.jit(lambda variables: (layer.apply(variables, x), jax.grad(
+        lambda variables: jnp.sum(jnp.sin(layer.apply(variables, x))))(variables)))  # fmt: skip
+    for each in (variables, jax.tree.map(jnp.zeros_like, variables)):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(value(each)))
+    half = ConvNorm(features, kernel_size, dtype=jnp.bfloat16, **options)
+    rounded = half.apply(variables, x)
+    assert rounded.dtype == jnp.bfloat16
+    assert_allclose(rounded.astype(jnp.float32), made, atol=0.1)
+
+
+def flax_network(conv, dense, conv_form, dense_form):
+    """Layers of Flax, or ours of the same names with parametrizations."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = conv(3, (2, 2), strides=2, param_dtype=jnp.float64, name="first", **conv_form)(x)
+            return dense(2, param_dtype=jnp.float64, name="last", **dense_form)(x.reshape(x.shape[0], -1))
+
+    return Network()
+
+
+def test_parameters_to_and_fro(x64):
+    """Those of a network of Flax's own layers, by path; exact where `init` is."""
+    forms = {"first": parametrizations.factored(), "last": parametrizations.cayley()}
+    x = jax.random.normal(jax.random.key(1), (3, 4, 4, 2))
+    theirs = flax_network(nn.Conv, nn.Dense, {}, {})
+    params = theirs.init(jax.random.key(0), x)["params"]
+    params["last"]["kernel"] = jnp.linalg.qr(params["last"]["kernel"])[0]
+    own = flax_network(Conv, Dense, *({"parametrization": forms[name]} for name in ("first", "last")))
+    raw = raw_params(params, forms.get)
+    struct = jax.eval_shape(own.init, jax.random.key(0), x)["params"]
+    assert jax.tree.map(jnp.shape, raw) == jax.tree.map(lambda leaf: leaf.shape, struct)
+    expected = theirs.apply({"params": params}, x)
+    assert_allclose(own.apply({"params": raw}, x), expected, atol=1e-12)
+    back = applied_params(raw, forms.get)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-13), back, params)
+    # one layer by itself, and layers without a parametrization
+    alone = raw_params(params["first"], forms["first"])
+    jax.tree.map(np.testing.assert_array_equal, alone, raw["first"])
+    jax.tree.map(np.testing.assert_array_equal, raw_params(params, {}.get), params)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, raw)  # trained: the applied kernels give the same in Flax's layers
+    made = own.apply({"params": moved}, x)
+    assert_allclose(theirs.apply({"params": applied_params(moved, forms.get)}, x), made, atol=1e-12)
+    with pytest.raises(TypeError, match="params must be nested mappings, got list"):
+        raw_params([params], forms.get)
+
+
 def test_strides_of_none_and_sizes_of_numpy():
     """As in Flax, where None stands for one."""
     x, key = inputs_of((3,)), jax.random.key(0)
-    for made in (Conv, CayleyConv):
+    for made in (Conv, CayleyConv, ConvNorm):
         some, same = made(3, np.int64(3), strides=None), made(3, (3,), strides=1)
         variables = same.init(key, x)
         jax.tree.map(np.testing.assert_array_equal, some.init(key, x), variables)

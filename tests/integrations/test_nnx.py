@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose
 
 from spectrax import parametrizations
 from spectrax.integrations import linen
-from spectrax.integrations.nnx import CayleyConv, Conv, Linear
+from spectrax.integrations.nnx import CayleyConv, Conv, ConvNorm, Linear
 
 OPTIONS = {
     "same": ((3, 3), {}),
@@ -62,6 +62,7 @@ LAYERS = {
     ),
     "CayleyConv": lambda rngs: CayleyConv(2, 3, (3, 3), rngs=rngs),
     "CayleyConv, strides": lambda rngs: CayleyConv(2, 3, (3, 3), (2, 1), rngs=rngs),
+    "ConvNorm": lambda rngs: ConvNorm(2, 3, (3, 3), (2, 1), eps=0.1, rngs=rngs),
     "Linear": lambda rngs: Linear(2, 3, parametrization=parametrizations.cayley(), rngs=rngs),
 }
 OTHERS = {
@@ -70,6 +71,7 @@ OTHERS = {
     "cayley": linen.Conv(3, (3, 3), padding="CIRCULAR", parametrization=parametrizations.cayley_convolution((6, 5))),
     "CayleyConv": linen.CayleyConv(3, (3, 3)),
     "CayleyConv, strides": linen.CayleyConv(3, (3, 3), (2, 1)),
+    "ConvNorm": linen.ConvNorm(3, (3, 3), (2, 1), eps=0.1),
     "Linear": linen.Dense(3, parametrization=parametrizations.cayley()),
 }
 
@@ -106,7 +108,7 @@ def test_training_changes_the_raw_parameters_and_keeps_the_bound(name):
     values = np.linalg.svd(np.asarray(matrix).reshape(-1, np.prod(shape)), compute_uv=False)
     if name == "aol":
         assert values[0] <= 1 + 1e-6
-    elif name == "rows":
+    elif name in ("rows", "ConvNorm"):
         assert 1 - 1e-5 <= values[0] <= 3**0.5
     else:
         assert_allclose(values, 1, atol=1e-5)
@@ -117,6 +119,37 @@ def test_calling_writes_nothing():
     before = nnx.to_pure_dict(nnx.state(layer))
     layer(inputs_of((3, 3)))
     jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(layer)), before)
+
+
+def test_flaxs_layers_to_and_fro():
+    x = inputs_of((3, 3))
+    conv = nnx.Conv(2, 4, (3, 2), 2, padding=1, kernel_dilation=(1, 2), feature_group_count=2, rngs=nnx.Rngs(0))
+    linear = nnx.Linear(2, 3, use_bias=False, dtype=jnp.bfloat16, precision="highest", rngs=nnx.Rngs(0))
+    for theirs, ours, form in (
+        (conv, Conv, None),
+        (conv, Conv, parametrizations.factored()),
+        (linear, Linear, None),
+        (linear, Linear, parametrizations.factored()),
+    ):
+        made = ours.from_flax(theirs, form)
+        expected = theirs(x)
+        assert made(x).dtype == expected.dtype
+        assert_allclose(
+            made(x).astype(jnp.float32), expected.astype(jnp.float32), atol=1e-2 if ours is Linear else 1e-5
+        )
+        back = made.to_flax()
+        same_dtypes = jax.tree.map(lambda leaf: leaf.dtype, nnx.to_pure_dict(nnx.state(back)))
+        assert same_dtypes == jax.tree.map(lambda leaf: leaf.dtype, nnx.to_pure_dict(nnx.state(theirs)))
+        np.testing.assert_array_equal(back(x), made(x))
+        if form is None:
+            back.kernel[...] = made.kernel[...] * 0
+            assert np.any(made.kernel[...] != 0)  # each has its own variables
+            made.kernel[...] = back.kernel[...]
+            assert np.any(theirs.kernel[...] != 0)
+    bounded = Conv.from_flax(nnx.Conv(2, 4, (3, 3), rngs=nnx.Rngs(0)), parametrizations.aol()).to_flax()
+    graph, state = nnx.split(bounded)
+    matrix = jax.jit(jax.jacobian(lambda x: nnx.merge(graph, state)(x)))(x[0])
+    assert np.linalg.norm(np.asarray(matrix).reshape(-1, x[0].size), 2) <= 1 + 1e-6
 
 
 def test_what_is_refused():

@@ -73,6 +73,29 @@ def test_contract(name, x64):
         assert (struct.shape, struct.dtype) == (applied, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", EVERY)
+def test_degenerate_kernels(name, dtype):
+    """Rank one, repeated singular values, a channel of zeros, tiny, and huge but for the Cayley transform."""
+    form, shape, _ = EVERY[name]
+    random = np.random.default_rng(0).normal(size=shape)
+    identity = np.zeros(shape)
+    identity[tuple((size - 1) // 2 for size in shape[:-2])] = np.eye(*shape[-2:])
+    kernels = [np.broadcast_to(random[..., :1], shape), identity, random * (np.arange(shape[-1]) > 0), 1e-30 * random]
+    if "cayley_convolution" not in name:
+        kernels.append(1e30 * random)
+
+    @jax.jit
+    def both(kernel):
+        raw = form.init(kernel)
+        return form.apply(raw), jax.grad(lambda raw: jnp.sum(jnp.sin(form.apply(raw).astype(jnp.float32))))(raw)
+
+    for kernel in kernels:
+        for leaf in jax.tree.leaves(both(jnp.asarray(kernel, dtype))):
+            assert leaf.dtype == dtype
+            assert np.isfinite(leaf.astype(jnp.float32)).all()
+
+
 def test_what_the_applied_kernels_guarantee(convolution_matrix, x64):
     kernel = kernel_of((3, 2, 2, 3))
 

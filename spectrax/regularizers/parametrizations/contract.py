@@ -1,4 +1,4 @@
-"""What a parametrization is: a pair of pure functions between a kernel and raw parameters."""
+"""What a parametrization is: pure functions between a kernel and raw parameters, some with a state beside them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,3 +27,19 @@ class Parametrization(NamedTuple):
     input_sizes: tuple[int, ...] | None = None
     strides: int | Sequence[int] | None = None
     feature_group_count: int | None = None
+
+
+class TrackedParametrization(NamedTuple):
+    """A kernel as a function of a raw kernel and of a state, which is followed from step to step and not trained.
+
+    Attributes:
+        init: `init(kernel, key) -> state`: what is known of the kernel, a NamedTuple of arrays.
+        update: `update(kernel, state) -> state`: the same for a kernel that has moved a little; without derivative. In
+            evaluation it is left out.
+        apply: `apply(kernel, state) -> kernel`: the kernel that the layer takes, of the dtype of the raw one; pure and
+            differentiable in the kernel, with the state as a constant.
+    """
+
+    init: Callable[[jax.Array, jax.Array], Any]
+    update: Callable[[jax.Array, Any], Any]
+    apply: Callable[[jax.Array, Any], jax.Array]

@@ -57,11 +57,17 @@ def spectral_normalized(
             size = jnp.linalg.svd(kernel, compute_uv=False, full_matrices=False)[..., :1, None]
         else:
             size = norm(kernel)
-        keep = (size <= bound) if shrink_only else (size == 0)
-        factor = jnp.where(keep, 1, bound / jnp.where(keep, 1, size))
-        return (kernel * factor.astype(kernel.dtype)).astype(raw.dtype)
+        return scaled(kernel, size, bound, shrink_only).astype(raw.dtype)
 
     return Parametrization(jnp.asarray, apply)
+
+
+def scaled(kernel: jax.Array, size: jax.Array, bound: float, shrink_only: bool) -> jax.Array:
+    """Return the kernel times bound / size, or as it is where its size is zero or, for `shrink_only`, in the bound."""
+    keep = (size <= bound) if shrink_only else (size == 0)
+    safe = jnp.where(keep, 1, size)
+    unit = jax.lax.stop_gradient(safe)  # taken out as a constant: no square of a size is in the derivative
+    return kernel / unit.astype(kernel.dtype) * jnp.where(keep, 1, bound / (safe / unit)).astype(kernel.dtype)
 
 
 def bjorck(*, num_steps: int = 12) -> Parametrization:

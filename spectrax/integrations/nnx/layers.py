@@ -16,8 +16,9 @@ from spectrax.integrations.parametrized import Initializer
 from spectrax.regularizers.parametrizations import Parametrization
 from spectrax.regularizers.parametrizations.convolutions import with_scale
 
-_KERNEL_INIT = initializers.lecun_normal()
-_BIAS_INIT = initializers.zeros_init()
+KERNEL_INIT = initializers.lecun_normal()
+BIAS_INIT = initializers.zeros_init()
+_GEOMETRY = ("strides", "padding", "input_dilation", "kernel_dilation")
 
 
 class Conv(nnx.Module):
@@ -69,15 +70,15 @@ class Conv(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: Any = None,
-        kernel_init: Initializer = _KERNEL_INIT,
-        bias_init: Initializer = _BIAS_INIT,
+        kernel_init: Initializer = KERNEL_INIT,
+        bias_init: Initializer = BIAS_INIT,
         parametrization: Parametrization | None = None,
         rngs: nnx.Rngs,
     ):
         shape = parametrized.kernel_shape(kernel_size, in_features, out_features, feature_group_count)
         init = parametrized.initial(kernel_init, parametrization)
-        self.kernel = _parameters(init(rngs.params(), shape, param_dtype))
-        self.bias = _parameters(bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None)
+        self.kernel = parameters(init(rngs.params(), shape, param_dtype))
+        self.bias = parameters(bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None)
         self.parametrization = parametrization
         self.strides, self.padding = strides, padding
         self.input_dilation, self.kernel_dilation = input_dilation, kernel_dilation
@@ -86,10 +87,36 @@ class Conv(nnx.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolve inputs of shape (batch..., spatial..., in)."""
         return parametrized.convolve(
-            inputs, _values(self.kernel), _values(self.bias), self.parametrization, strides=self.strides,
+            inputs, values(self.kernel), values(self.bias), self.parametrization, strides=self.strides,
             padding=self.padding, input_dilation=self.input_dilation, kernel_dilation=self.kernel_dilation,
             feature_group_count=self.feature_group_count, dtype=self.dtype, precision=self.precision,
         )  # fmt: skip
+
+    @classmethod
+    def from_flax(cls, layer: nnx.Conv, parametrization: Parametrization | None = None) -> "Conv":
+        """Return a layer with a parametrization from one of Flax's.
+
+        Args:
+            layer: Flax's layer, which stays as it is.
+            parametrization: As in the class; how near the result comes to the layer is said by its `init`.
+
+        Returns:
+            A layer with variables of its own.
+
+        Raises:
+            ValueError: If the layer has a mask.
+        """
+        return cls(parametrization=parametrization, **arguments_of(layer))
+
+    def to_flax(self) -> nnx.Conv:
+        """Return Flax's layer with the kernel as it is applied.
+
+        Returns:
+            A layer that gives the same values, with variables of its own.
+        """
+        raw = values(self.kernel)
+        kernel = raw if self.parametrization is None else self.parametrization.apply(raw)
+        return flax_conv(self, kernel)
 
 
 class CayleyConv(nnx.Module):
@@ -132,19 +159,79 @@ class CayleyConv(nnx.Module):
         use_bias: bool = True,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
-        kernel_init: Initializer = _KERNEL_INIT,
-        bias_init: Initializer = _BIAS_INIT,
+        kernel_init: Initializer = KERNEL_INIT,
+        bias_init: Initializer = BIAS_INIT,
         rngs: nnx.Rngs,
     ):
         shape = parametrized.kernel_shape(kernel_size, in_features, out_features, feature_group_count)
-        self.kernel = _parameters(with_scale(kernel_init(rngs.params(), shape, param_dtype)))
-        self.bias = _parameters(bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None)
+        self.kernel = parameters(with_scale(kernel_init(rngs.params(), shape, param_dtype)))
+        self.bias = parameters(bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None)
         self.strides, self.feature_group_count, self.dtype = strides, feature_group_count, dtype
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolve inputs of shape (batch..., spatial..., in)."""
         return parametrized.convolve_cayley(
-            inputs, _values(self.kernel), _values(self.bias), strides=self.strides,
+            inputs, values(self.kernel), values(self.bias), strides=self.strides,
+            feature_group_count=self.feature_group_count, dtype=self.dtype,
+        )  # fmt: skip
+
+
+class ConvNorm(nnx.Module):
+    """A circular convolution whose output channels are normalised in the Fourier basis, each to an isometry.
+
+    As `spectrax.integrations.linen.ConvNorm`, with the variables of `flax.nnx.Conv`.
+
+    Args:
+        in_features: Number of input channels.
+        out_features: Number of output channels.
+        kernel_size: Spatial sizes of the kernel, at most the input's; an integer for one axis.
+        strides: The step for each spatial axis, or one for all.
+        feature_group_count: Number of groups.
+        use_bias: Whether to add a bias.
+        dtype: Dtype of the result; 16 bits are computed in 32. Default: that of inputs and parameters.
+        param_dtype: Dtype of the parameters.
+        kernel_init: Makes the kernel.
+        bias_init: Makes the bias.
+        eps: As in `spectrax.conv_row_normalize`.
+        rngs: The random keys.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from spectrax.integrations.nnx import ConvNorm
+        >>> layer, x = ConvNorm(1, 1, (3, 3), rngs=nnx.Rngs(0)), jax.random.normal(jax.random.key(1), (1, 7, 7, 1))
+        >>> bool(abs(jnp.linalg.norm(layer(x)) / jnp.linalg.norm(x) - 1) < 1e-5)
+        True
+
+    Source:
+        Liu et al. 2021, arXiv 2103.00673.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        feature_group_count: int = 1,
+        use_bias: bool = True,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        kernel_init: Initializer = KERNEL_INIT,
+        bias_init: Initializer = BIAS_INIT,
+        eps: float | None = None,
+        rngs: nnx.Rngs,
+    ):
+        shape = parametrized.kernel_shape(kernel_size, in_features, out_features, feature_group_count)
+        self.kernel = parameters(kernel_init(rngs.params(), shape, param_dtype))
+        self.bias = parameters(bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None)
+        self.strides, self.feature_group_count, self.dtype, self.eps = strides, feature_group_count, dtype, eps
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Convolve inputs of shape (batch..., spatial..., in)."""
+        return parametrized.convolve_row_normalized(
+            inputs, values(self.kernel), values(self.bias), eps=self.eps, strides=self.strides,
             feature_group_count=self.feature_group_count, dtype=self.dtype,
         )  # fmt: skip
 
@@ -183,29 +270,96 @@ class Linear(nnx.Module):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: Any = None,
-        kernel_init: Initializer = _KERNEL_INIT,
-        bias_init: Initializer = _BIAS_INIT,
+        kernel_init: Initializer = KERNEL_INIT,
+        bias_init: Initializer = BIAS_INIT,
         parametrization: Parametrization | None = None,
         rngs: nnx.Rngs,
     ):
         init = parametrized.initial(kernel_init, parametrization)
-        self.kernel = _parameters(init(rngs.params(), (in_features, out_features), param_dtype))
-        self.bias = _parameters(bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None)
+        self.kernel = parameters(init(rngs.params(), (in_features, out_features), param_dtype))
+        self.bias = parameters(bias_init(rngs.params(), (out_features,), param_dtype) if use_bias else None)
         self.parametrization = parametrization
         self.dtype, self.precision = dtype, precision
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Multiply inputs of shape (..., in)."""
         return parametrized.multiply(
-            inputs, _values(self.kernel), _values(self.bias), self.parametrization, dtype=self.dtype,
+            inputs, values(self.kernel), values(self.bias), self.parametrization, dtype=self.dtype,
             precision=self.precision,
         )  # fmt: skip
 
+    @classmethod
+    def from_flax(cls, layer: nnx.Linear, parametrization: Parametrization | None = None) -> "Linear":
+        """Return a layer with a parametrization from one of Flax's.
 
-def _parameters(raw: Any) -> Any:
+        Args:
+            layer: Flax's layer, which stays as it is.
+            parametrization: As in the class; how near the result comes to the layer is said by its `init`.
+
+        Returns:
+            A layer with variables of its own.
+        """
+        return cls(parametrization=parametrization, **arguments_of(layer))
+
+    def to_flax(self) -> nnx.Linear:
+        """Return Flax's layer with the matrix as it is applied.
+
+        Returns:
+            A layer that gives the same values, with variables of its own.
+        """
+        raw = values(self.kernel)
+        return flax_linear(self, raw if self.parametrization is None else self.parametrization.apply(raw))
+
+
+def parameters(raw: Any) -> Any:
+    """Return raw parameters with a variable for each array."""
     return nnx.data(jax.tree.map(nnx.Param, raw))
 
 
-def _values(parameters: Any) -> Any:
+def values(parameters: Any) -> Any:
+    """Return the arrays of a pytree of variables."""
     is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
     return jax.tree.map(lambda leaf: leaf[...], parameters, is_leaf=is_variable)
+
+
+def arguments_of(layer: nnx.Conv | nnx.Linear) -> dict[str, Any]:
+    """Return the arguments of a layer like one of Flax's, with initializers that give its arrays."""
+    if getattr(layer, "mask", None) is not None:
+        raise ValueError("a layer with a mask cannot be converted")
+    kernel, bias = layer.kernel[...], None if layer.bias is None else layer.bias[...]
+    names = ["in_features", "out_features", "use_bias", "dtype", "param_dtype", "precision"]
+    if isinstance(layer, nnx.Conv):
+        names += ["kernel_size", "feature_group_count", *_GEOMETRY]
+    return {
+        **{name: getattr(layer, name) for name in names},
+        "kernel_init": lambda *_: kernel,
+        "bias_init": lambda *_: bias,
+        "rngs": nnx.Rngs(0),  # of which nothing is drawn that counts
+    }
+
+
+def flax_conv(layer: Any, kernel: jax.Array) -> nnx.Conv:
+    """Return Flax's convolution with the options and the bias of a layer, and a kernel."""
+    return nnx.Conv(
+        kernel.shape[-2] * layer.feature_group_count, kernel.shape[-1], kernel.shape[:-2],
+        feature_group_count=layer.feature_group_count, **{name: getattr(layer, name) for name in _GEOMETRY},
+        **_of_flax(layer, kernel),
+    )  # fmt: skip
+
+
+def flax_linear(layer: Any, kernel: jax.Array) -> nnx.Linear:
+    """Return Flax's linear map with the options and the bias of a layer, and a matrix."""
+    return nnx.Linear(*kernel.shape, **_of_flax(layer, kernel))
+
+
+def _of_flax(layer: Any, kernel: jax.Array) -> dict[str, Any]:
+    bias = values(layer.bias)
+    return {
+        "use_bias": bias is not None,
+        "dtype": layer.dtype,
+        "param_dtype": kernel.dtype,
+        "precision": layer.precision,
+        "kernel_init": lambda *_: kernel,
+        "bias_init": lambda *_: bias,
+        "rngs": nnx.Rngs(0),
+    }

@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax.linen import initializers
 
-from spectrax.integrations.parametrized import Initializer, convolve, convolve_cayley, initial, kernel_shape, multiply
+from spectrax.integrations.parametrized import (
+    Initializer,
+    convolve,
+    convolve_cayley,
+    convolve_row_normalized,
+    initial,
+    kernel_shape,
+    multiply,
+)
 from spectrax.regularizers.parametrizations import Parametrization
 from spectrax.regularizers.parametrizations.convolutions import with_scale
 
@@ -125,6 +133,65 @@ class CayleyConv(nn.Module):
         return convolve_cayley(
             inputs, raw, bias, strides=self.strides, feature_group_count=self.feature_group_count, dtype=self.dtype
         )
+
+
+class ConvNorm(nn.Module):
+    """A circular convolution whose output channels are normalised in the Fourier basis, each to an isometry.
+
+    What `Conv` with `parametrizations.row_normalized` and circular padding does, with the same parameters, which are
+    those of `flax.linen.Conv`, for inputs of any size that the strides divide, and without a kernel that is as large as
+    the input. Its norm lies in [1, sqrt(features / feature_group_count)].
+
+    The published layer normalises what comes out of a zero-padded convolution and takes the scales as constants, with
+    a running average for evaluation. Here the wrapped convolution itself is normalised, by its own symbol at the size
+    of the input, with derivatives, and training and evaluation give the same. Its learned depthwise convolution and
+    batch normalisation are layers to put behind this one.
+
+    Attributes:
+        features: Number of output channels.
+        kernel_size: Spatial sizes of the kernel, at most the input's; an integer for one axis.
+        strides: The step for each spatial axis, or one for all.
+        feature_group_count: Number of groups.
+        use_bias: Whether to add a bias.
+        dtype: Dtype of the result; 16 bits are computed in 32. Default: that of inputs and parameters.
+        param_dtype: Dtype of the parameters.
+        kernel_init: Makes the kernel, shape (kernel_size..., in / groups, features).
+        bias_init: Makes the bias.
+        eps: As in `spectrax.conv_row_normalize`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from spectrax.integrations.linen import ConvNorm
+        >>> layer, x = ConvNorm(1, (3, 3)), jax.random.normal(jax.random.key(1), (1, 7, 7, 1))
+        >>> y = layer.apply(layer.init(jax.random.key(0), x), x)
+        >>> y.shape, bool(abs(jnp.linalg.norm(y) / jnp.linalg.norm(x) - 1) < 1e-5)
+        ((1, 7, 7, 1), True)
+
+    Source:
+        Liu et al. 2021, arXiv 2103.00673.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] | None = 1
+    feature_group_count: int = 1
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: Initializer = initializers.lecun_normal()
+    bias_init: Initializer = initializers.zeros_init()
+    eps: float | None = None
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Convolve inputs of shape (batch..., spatial..., in)."""
+        shape = kernel_shape(self.kernel_size, inputs.shape[-1], self.features, self.feature_group_count)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        return convolve_row_normalized(
+            inputs, kernel, bias, eps=self.eps, strides=self.strides, feature_group_count=self.feature_group_count,
+            dtype=self.dtype,
+        )  # fmt: skip
 
 
 class Dense(nn.Module):
