@@ -132,6 +132,13 @@ def make_parser() -> argparse.ArgumentParser:
     add(group, "penalty", "what is penalised", choices=configuration.PENALTIES)
     add(group, "penalty-weight", "what it is multiplied by before it is added to the loss", type=_real, metavar="X")
     add(
+        group, "penalty-low", "lower end of the band, or threshold of rank", type=_real, metavar="X",
+        default=f"{configuration.BAND[0]:g}",
+    )  # fmt: skip
+    add(
+        group, "penalty-high", "upper end of the band", type=_real, metavar="X", default=f"{configuration.BAND[1]:g}"
+    )  # fmt: skip
+    add(
         group, "penalty-on", "each layer as the linear map that it is, or the network's Jacobian at its samples",
         choices=configuration.PENALTY_TARGETS,
     )  # fmt: skip

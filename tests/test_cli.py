@@ -39,7 +39,8 @@ def test_help_shows_the_options_with_their_defaults(capsys):
         "--activation {relu,leaky_relu,abs,gelu}", "--rho", "--optimizer {adamw,sgd,muon}",
         "--learning-rate", "--epochs", "--batch-size",
         "--loss {cross_entropy,squared_error}", "--seed",
-        "--penalty {condition_number,smooth_condition,spectral_norm,", ",log_determinant,none}", "--penalty-weight",
+        "--penalty {condition_number,smooth_condition,spectral_norm,", ",log_determinant,rank,none}",
+        "--penalty-weight",
         "--penalty-on {weights,jacobian}", "--renew-every", "--block-size", "--measure-every", "--out", "--overwrite",
         "--baseline", "--resume", "--quiet", "--normalization {none,batch,layer}",
     ):  # fmt: skip

@@ -16,12 +16,13 @@ ACTIVATIONS = ("relu", "leaky_relu", "abs", "gelu")
 NORMALIZATIONS = ("none", "batch", "layer")
 OPTIMIZERS = ("adamw", "sgd", "muon")
 LOSSES = ("cross_entropy", "squared_error")
-# By the names of `spectrax.regularizers`, those that need no number of their own.
+# By the names of `spectrax.regularizers`.
 PENALTIES = (
-    "condition_number", "smooth_condition", "spectral_norm", "unit_norm", "restricted_isometry", "orthogonality",
-    "conv_norm", "schatten_norm", "frobenius_norm", "frobenius_product", "effective_rank", "stable_rank",
-    "log_determinant", "none",
+    "condition_number", "smooth_condition", "spectral_norm", "unit_norm", "band", "restricted_isometry",
+    "orthogonality", "conv_norm", "schatten_norm", "frobenius_norm", "frobenius_product", "effective_rank",
+    "stable_rank", "log_determinant", "rank", "none",
 )  # fmt: skip
+BAND = (0.5, 2.0)  # of the "band" penalty; the lower end is also the threshold of "rank"
 WEIGHT_PENALTIES = ("conv_norm", "frobenius_product")  # which act on no Jacobian
 PENALTY_TARGETS = ("weights", "jacobian")
 # Peak learning rates of the cosine decay, for when none is given: what each optimiser takes on the default model.
@@ -54,6 +55,9 @@ class TrainingConfig:
         penalty: One of `PENALTIES`: "condition_number", "spectral_norm", "orthogonality" and the like, or "none". Those
             on ranks, Schatten norms and the log-determinant decompose every layer at every step.
         penalty_weight: What the penalty is multiplied by before it is added to the loss.
+        penalty_low: Lower end of the "band" that singular values are kept in, or the threshold of "rank" below which
+            they are pushed to zero; None is 0.5. For these two only.
+        penalty_high: Upper end of the "band"; None is 2.
         penalty_on: "weights" (each layer as the linear map that it is) or "jacobian" (of the network at the batch's
             samples).
         renew_every: Steps between two renewals of the penalty's vectors; None is the steps of four epochs.
@@ -87,6 +91,8 @@ class TrainingConfig:
     seed: int = 0
     penalty: str = "condition_number"
     penalty_weight: float = 0.003
+    penalty_low: float | None = None
+    penalty_high: float | None = None
     penalty_on: str = "weights"
     renew_every: int | None = None
     block_size: int = 8
@@ -120,6 +126,7 @@ class TrainingConfig:
         checks.number_in("learning_rate", self.learning_rate, 0, math.inf, low_open=True)
         checks.number_in("penalty_weight", self.penalty_weight, 0, math.inf)
         checks.number_in("rho", self.rho, 0, 1)
+        self._check_band()
         for name in ("learning_rate", "penalty_weight"):
             if math.isinf(getattr(self, name)):
                 raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
@@ -137,6 +144,27 @@ class TrainingConfig:
                 "penalty_on='jacobian' is the Jacobian of one sample's output by its input, and normalization='batch' "
                 "couples the samples of a batch: choose normalization 'none' or 'layer'"
             )
+
+    def _check_band(self) -> None:
+        users = {"penalty_low": ("band", "rank"), "penalty_high": ("band",)}
+        for name, penalties in users.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            checks.number_in(name, value, 0, math.inf)
+            if self.penalty not in penalties:
+                raise ValueError(f"{name} is for the penalties {', '.join(penalties)} only, got {self.penalty!r}")
+        low, high = self.band
+        if self.penalty == "rank" and not 0 < low < math.inf:
+            raise ValueError(f"penalty_low must be positive and finite for the penalty 'rank', got {low:g}")
+        if self.penalty == "band" and not low < high < math.inf:
+            raise ValueError(f"penalty_low must be below penalty_high, which must be finite; got {low:g} and {high:g}")
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """The numbers of "band" and "rank": the ends, of which the lower one is also the threshold."""
+        low = BAND[0] if self.penalty_low is None else self.penalty_low
+        return low, BAND[1] if self.penalty_high is None else self.penalty_high
 
     @property
     def arms(self) -> tuple[str, ...]:

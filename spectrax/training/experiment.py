@@ -270,13 +270,15 @@ def make_penalty(config: TrainingConfig, net: layers.Layer, maps: layers.LinearM
     build = getattr(regularizers, f"{config.penalty}_penalty")
     given = {"block_size": config.block_size, "renew_every": config.renewal_interval(steps_per_epoch)}
     options = {name: value for name, value in given.items() if name in inspect.signature(build).parameters}
+    low, high = config.band
+    numbers = {"band": (low, high), "rank": (low,)}.get(config.penalty, ())
     if config.penalty_on == "weights":
-        return build(maps, **options)
+        return build(*numbers, maps, **options)
 
     def function(params: Any, x: jax.Array) -> jax.Array:
         return net.apply({"params": params}, x)
 
-    return build(regularizers.jacobian_maps(function), batched=True, **options)
+    return build(*numbers, regularizers.jacobian_maps(function), batched=True, **options)
 
 
 def sample_losses(name: str, logits: jax.Array, labels: jax.Array, /) -> jax.Array:

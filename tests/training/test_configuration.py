@@ -20,7 +20,9 @@ def test_an_unknown_name_lists_the_choices(name):
     [
         {"depth": 0}, {"width": -1}, {"epochs": 0}, {"batch_size": 0}, {"block_size": 0}, {"measure_every": 0},
         {"renew_every": 0}, {"learning_rate": 0.0}, {"learning_rate": math.inf}, {"penalty_weight": -1.0},
-        {"penalty_weight": math.nan}, {"seed": -1}, {"rho": math.inf}, {"data": "cifar10"},
+        {"penalty_weight": math.nan}, {"penalty_low": -1.0, "penalty": "band"}, {"penalty_low": 3.0, "penalty": "band"},
+        {"penalty_high": 0.2, "penalty": "band"}, {"penalty_low": 0.0, "penalty": "rank"}, {"penalty_low": 0.1},
+        {"penalty_high": 0.1, "penalty": "rank"}, {"seed": -1}, {"rho": math.inf}, {"data": "cifar10"},
     ],
 )  # fmt: skip
 def test_a_number_out_of_range(values):

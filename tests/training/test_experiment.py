@@ -93,6 +93,20 @@ def test_every_penalty_by_its_name(data, penalty):
         assert metrics.penalty.shape == metrics.loss.shape
 
 
+def test_the_numbers_of_band_and_rank(data):
+    """They reach the penalty: outside the band, and below the threshold, it is not zero."""
+    values = {}
+    for penalty, numbers in (("band", (10.0, 20.0)), ("band", (0.0, 20.0)), ("rank", (10.0,)), ("rank", (1e-6,))):
+        given = dict(zip(("penalty_low", "penalty_high"), numbers, strict=False))
+        experiment, state = prepared(data, penalty=penalty, model="mlp", width=4, depth=2, **given)
+        _, metrics = experiment.step_function()(state, data.x_train, data.y_train, experiment.order(0))
+        values[penalty, numbers[0]] = float(metrics.penalty)
+    assert values["band", 10.0] > 10
+    assert values["band", 0.0] == 0
+    assert values["rank", 10.0] > 1
+    assert values["rank", 1e-6] < 1e-9
+
+
 def test_the_parameters_stay_as_they_were_from_the_first_step_that_fails(data):
     experiment, state = prepared(data, penalty="none")
     step = experiment.step_function()
