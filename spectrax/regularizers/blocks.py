@@ -15,6 +15,7 @@ from spectrax import vectors
 from spectrax.operators import LinearOperator
 from spectrax.operators.convolution import ConvolutionOperator
 from spectrax.operators.precision import in_working_precision
+from spectrax.regularizers.tracking import residual_error
 from spectrax.spectrum import Dense, InverseLanczos, Lanczos, conv_symbol, svds
 from spectrax.spectrum.convolution.symbol import circular_frequencies
 from spectrax.spectrum.methods import DENSE_OPERATOR_SIDE, can_be_dense
@@ -51,15 +52,17 @@ class CircularBlock(NamedTuple):
 
 
 class Ritz(NamedTuple):
-    """Approximate singular values, descending, and the residual of the outermost one.
+    """Approximate singular values, descending, and what is known of the outermost one.
 
     Attributes:
         values: Shape (count,); differentiable.
         residual: A singular value of the map lies within residual / sqrt(2) of the outermost one.
+        error: Estimated relative error of the outermost one, with round-off; inf where it cannot be told from zero.
     """
 
     values: jax.Array
     residual: jax.Array
+    error: jax.Array
 
 
 def needs_key(operator: LinearOperator) -> bool:
@@ -223,54 +226,73 @@ def ritz(operator: LinearOperator, blocks: Blocks) -> tuple[Ritz, Ritz]:
     blocks, fixed = jax.lax.stop_gradient((blocks, working))
     circular = blocks.bottom if isinstance(blocks.bottom, CircularBlock) else None
     stacks = [blocks.top] if blocks.bottom is None or circular is not None else [blocks.top, blocks.bottom]
-    tall, wide = short_side(fixed), working.shape[0] < working.shape[1]
+    tall = short_side(fixed)
     counts = [jax.tree.leaves(stack)[0].shape[0] for stack in stacks]
-    basis = jax.tree.map(lambda *rows: jnp.concatenate(rows), *stacks)
-    image = vectors.as_matrix((tall if wide else working).matmat(basis))
-    parts = jnp.split(image, np.cumsum(counts)[:-1])
-    u, rotations = zip(*(_rotation(jax.lax.stop_gradient(part)) for part in parts), strict=True)
-    v = [vectors.combine(rotation, stack) for rotation, stack in zip(rotations, stacks, strict=True)]
-    left = vectors.from_matrix(jnp.concatenate(u), tall.out_struct)
-    right = jax.tree.map(lambda *rows: jnp.concatenate(rows), *v)
-    ends = np.array([0] if len(counts) == 1 else [0, sum(counts) - 1])
-    if wide:
-        # the product with A is differentiated, and not the one with its adjoint that found the values: the derivative
-        # of a transposed convolution in its kernel is slow
-        images = working.matmat(left)
-        values = jax.vmap(vectors.vdot)(right, images).real
-        outer_images = jax.tree.map(lambda rows: jax.lax.stop_gradient(rows[ends]), images)
-    else:
-        values = jnp.concatenate([_diagonal(*each) for each in zip(u, rotations, parts, strict=True)])
-        outer_images = tall.rmatmat(jax.tree.map(lambda rows: rows[ends], left))
-    residuals = _residuals(outer_images, jax.tree.map(lambda rows: rows[ends], right), values[ends])
-    top = Ritz(values[: counts[0]], residuals[0])
+    image = vectors.as_matrix(tall.matmat(jax.tree.map(lambda *rows: jnp.concatenate(rows), *stacks)))
+    parts = [_resolved(part) for part in jnp.split(image, np.cumsum(counts)[:-1])]
+    left = vectors.from_matrix(jnp.concatenate([part[0] for part in parts]), tall.out_struct)
+    s = jnp.concatenate([part[1] for part in parts])
+    turned = [vectors.combine(part[2], stack) for part, stack in zip(parts, stacks, strict=True)]
+    right = jax.tree.map(lambda *rows: jnp.concatenate(rows), *turned)
+    outer = np.array([0] if len(counts) == 1 else [0, sum(counts) - 1])
+    images = tall.rmatmat(jax.tree.map(lambda rows: rows[outer], left))
+    residuals = _residuals(images, jax.tree.map(lambda rows: rows[outer], right), s[outer])
+    # the product with A is differentiated, whichever product found the values: the derivative of a transposed
+    # convolution in its kernel is slow
+    wide = working.shape[0] < working.shape[1]
+    values = attached(working, right if wide else left, s, left if wide else right)
+    eps = vectors.eps((fixed.in_struct, fixed.out_struct))
+    largest, smallest = s[0], s[-1]
+    error = residual_error(residuals[0], s[: counts[0]], bottom=False)
+    top = Ritz(values[: counts[0]], residuals[0], error + 16 * eps)
     if circular is not None:
         return top, _circular_ritz(operator, circular)
     if blocks.bottom is None:
         nothing = jnp.full((1,), jnp.nan, values.dtype)
-        return top, Ritz(nothing, nothing[0])
-    return top, Ritz(values[counts[0] :], residuals[1])
+        return top, Ritz(nothing, nothing[0], nothing[0])
+    error = residual_error(residuals[1], s[counts[0] :], bottom=True)
+    error = error + 4 * eps * largest / jnp.where(smallest > 0, smallest, 1)
+    error = jnp.where(smallest <= max(tall.shape) ** 0.5 * eps * largest, jnp.inf, error)
+    return top, Ritz(values[counts[0] :], residuals[1], error)
 
 
-def _rotation(image: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the left Ritz vectors as rows, and the coefficients of the right ones, from the image of a block.
+@jax.custom_jvp
+def attached(operator: LinearOperator, u: PyTree, s: jax.Array, v: PyTree) -> jax.Array:
+    """Return values as functions of the operator, ds = Re(u^H dA v), without another product.
 
-    An SVD of the triangular factor of the image loses nothing; a Gram matrix would.
+    Args:
+        operator: The map, in working precision.
+        u: Stack of left vectors, constants.
+        s: Values, shape (count,), constants.
+        v: Stack of right vectors, constants.
+
+    Returns:
+        s.
     """
-    q, r = jnp.linalg.qr(image.T)
-    left, _, right_h = jnp.linalg.svd(r)
-    return jnp.matmul(q, left, precision=vectors.HIGHEST).T, right_h.conj()
+    del operator, u, v
+    return s
 
 
-def _diagonal(u: jax.Array, rotation: jax.Array, image: jax.Array) -> jax.Array:
-    """Return Re(u_i^H A v_i) from the image of the block, of which v_i is a rotation; differentiable in the image."""
-    weights = jnp.matmul(u.conj(), image.T, precision=vectors.HIGHEST)
-    return jnp.sum(weights * rotation, axis=1).real
+@attached.defjvp
+def _attached_jvp(primals, tangents):
+    operator, u, s, v = primals
+    _, images = jax.jvp(lambda op: op.matmat(v), (operator,), tangents[:1])
+    return s, jax.vmap(vectors.vdot)(u, images).real.astype(s.dtype)
+
+
+def _resolved(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return left Ritz vectors as rows, the values, and the coefficients of the right vectors, from a block's image.
+
+    An SVD of the triangular factor of the image loses nothing; a Gram matrix would. NaN where the image is not finite.
+    """
+    finite = jnp.all(jnp.isfinite(image))
+    q, r = jnp.linalg.qr(jnp.where(finite, image, 0).T)
+    left, s, right_h = jnp.linalg.svd(r)
+    return vectors.matmul(q, left).T, jnp.where(finite, s, jnp.nan), right_h.conj()
 
 
 def _residuals(images: PyTree, v: PyTree, values: jax.Array) -> jax.Array:
     """Return |A^H u - s v| for some Ritz triplets, from the images A^H u; A v = s u holds by construction."""
-    values = jax.lax.stop_gradient(values)
     scaled = jax.tree.map(lambda rows: rows * values.reshape((-1,) + (1,) * (rows.ndim - 1)).astype(rows.dtype), v)
     return vectors.stack_norms(vectors.subtract(images, scaled))
 
@@ -302,4 +324,5 @@ def _circular_ritz(operator: LinearOperator, block: CircularBlock) -> Ritz:
     directions = jax.vmap(lambda image: vectors.divide(image, vectors.norm(image)))(directions)
     values = jnp.sum(directions.conj() * images, axis=1).real
     values = values[jnp.argsort(-jax.lax.stop_gradient(values))]
-    return Ritz(values, jnp.asarray(jnp.nan, values.dtype))
+    unknown = jnp.asarray(jnp.nan, values.dtype)
+    return Ritz(values, unknown, unknown)

@@ -27,6 +27,7 @@ def condition_number_penalty(
     target: float = 1.0,
     block_size: int = 8,
     renew_every: int = 64,
+    tolerance: float | None = None,
     mask: Callable[[str], bool] | None = None,
     batched: bool = False,
     num_samples: int | None = None,
@@ -47,6 +48,10 @@ def condition_number_penalty(
         target: Only what exceeds this condition number counts, max(0, value - f(target, 1)): a hinge.
         block_size: How many singular values at each end (at most half of them).
         renew_every: Steps between two factorisations of the maps; in between the values are Ritz values on the blocks.
+        tolerance: Estimated relative error of the extreme values above which an explicit matrix is worked on more in
+            the same step: its vectors are improved by products with it and with the inverse of an older factor, and
+            where that is not enough the matrix is factorised; `renew_every` is then the age of a factor at most. What
+            could not be brought below it has `converged=False` in the measurements. None leaves all to the schedule.
         mask: Which maps to act on, by name; all by default.
         batched: Whether `maps` takes one sample: it is then called for every sample of the batch, the extra arguments
             of `apply`, and each map is decomposed wholly at every step; the penalty is the mean over samples.
@@ -60,8 +65,9 @@ def condition_number_penalty(
         TypeError: If `target` is not a number.
 
     Cost:
-        At every step one product of each map with 2 block_size vectors and its derivative; at a renewal a QR
-        factorisation of each map up to the limits of `svds`.
+        At every step one product of each map with 2 block_size vectors and its derivative; at a renewal a factorisation
+        of each map up to the limits of `svds`. With a tolerance the state also holds a triangular factor of each matrix
+        with a shorter side from 129 to 1024.
 
     Derivatives:
         First order, with respect to the parameters.
@@ -97,7 +103,7 @@ def condition_number_penalty(
         return jnp.where(found > limit, found - limit, 0 * found)
 
     return extremes_penalty(
-        value, (block_size, block_size), maps, renew_every=renew_every, mask=mask, batched=batched,
+        value, (block_size, block_size), maps, renew_every=renew_every, tolerance=tolerance, mask=mask, batched=batched,
         num_samples=num_samples,
     )  # fmt: skip
 
@@ -107,6 +113,7 @@ def smooth_condition_penalty(
     *,
     block_size: int = 4,
     renew_every: int = 64,
+    tolerance: float | None = None,
     mask: Callable[[str], bool] | None = None,
     batched: bool = False,
     num_samples: int | None = None,
@@ -121,6 +128,7 @@ def smooth_condition_penalty(
         maps: As in `condition_number_penalty`; the maps must be matrices, convolutions, or small enough to be dense.
         block_size: How many vectors are carried; more follow the largest value over a crossing.
         renew_every: Steps between two renewals.
+        tolerance: As in `condition_number_penalty`.
         mask: Which maps to act on, by name.
         batched: As in `condition_number_penalty`.
         num_samples: As in `condition_number_penalty`.
@@ -156,5 +164,6 @@ def smooth_condition_penalty(
         return (jnp.square(top[0]) - square / min(operator.shape)) / 2
 
     return extremes_penalty(
-        value, (block_size, 0), maps, renew_every=renew_every, mask=mask, batched=batched, num_samples=num_samples
-    )
+        value, (block_size, 0), maps, renew_every=renew_every, tolerance=tolerance, mask=mask, batched=batched,
+        num_samples=num_samples,
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 """The penalty that is a function of a map's extreme singular values, by vectors that are followed from step to step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 
 from spectrax import checks
 from spectrax.operators import LinearOperator
-from spectrax.regularizers.blocks import Ritz, bottom_kind, needs_key, renew, ritz
+from spectrax.regularizers import following
+from spectrax.regularizers.blocks import Ritz, bottom_kind, needs_key, renew
 from spectrax.regularizers.maps import Maps, MatrixAxes
 from spectrax.regularizers.penalty import (
     Options,
@@ -18,12 +20,14 @@ from spectrax.regularizers.penalty import (
     SpectralMeasurements,
     nothing_measured,
     options_of,
+    own_key,
     total,
 )
 from spectrax.spectrum import Dense, svds
 
 PyTree = Any
 Value = Callable[[jax.Array, jax.Array, LinearOperator], jax.Array]
+_GUARDED = 4  # vectors that are followed at each end with a tolerance, at least
 
 
 def extremes_penalty(
@@ -32,6 +36,7 @@ def extremes_penalty(
     maps: Maps | MatrixAxes | None,
     *,
     renew_every: int,
+    tolerance: float | None,
     mask: Callable[[str], bool] | None,
     batched: bool,
     num_samples: int | None,
@@ -44,6 +49,7 @@ def extremes_penalty(
         ends: How many values it takes at the top and at the bottom.
         maps: As in `condition_number_penalty`, and so are the others.
         renew_every: Steps between two factorisations.
+        tolerance: Estimated relative error above which the vectors of explicit matrices are improved at once.
         mask: Which maps to act on.
         batched: Whether `maps` takes one sample.
         num_samples: How many samples of the batch are used.
@@ -56,8 +62,10 @@ def extremes_penalty(
     """
     checks.positive_integer("block_size", ends[0])
     checks.positive_integer("renew_every", renew_every)
+    if tolerance is not None:
+        checks.number_in("tolerance", tolerance, 0, 0.5, low_open=True)
     options = options_of(maps, mask, batched, num_samples)
-    build = _Extremes(value, ends, renew_every, options)
+    build = _Extremes(value, ends, renew_every, tolerance, options)
     return Penalty(build.init, build.apply, build.renew, build.kinds)
 
 
@@ -68,6 +76,7 @@ class _Extremes:
     value: Value
     ends: tuple[int, int]
     renew_every: int
+    tolerance: float | None
     options: Options
 
     def _ends(self, operator: LinearOperator) -> tuple[int, int]:
@@ -75,13 +84,21 @@ class _Extremes:
         half = max(min(operator.shape) // 2, 1)
         return min(self.ends[0], half), min(self.ends[1], half)
 
+    def _followed_ends(self, operators: dict[str, LinearOperator]) -> dict[str, tuple[int, int]]:
+        """With a tolerance some vectors more than the penalty takes: an error is judged by what lies beyond a value."""
+        least = 1 if self.tolerance is None else _GUARDED
+        ends = {}
+        for name, operator in operators.items():
+            half = max(min(operator.shape) // 2, 1)
+            ends[name] = tuple(min(max(count, least), half) if count else 0 for count in self.ends)
+        return ends
+
     def init(self, params: PyTree, key: jax.Array | None, **batch: PyTree) -> PenaltyState:
         applied = jnp.zeros((), jnp.int32)
-        if key is not None:
-            checks.key("key", key)
+        key = own_key(key)
         if self.options.batched:
             del batch
-            return PenaltyState(applied, key, {}, nothing_measured(("jacobian",), params))
+            return PenaltyState(applied, key, {}, nothing_measured(("jacobian",), params), {})
         operators = self.options.operators(params)
         needing = [name for name, op in operators.items() if needs_key(op)]
         if key is None and needing:
@@ -89,29 +106,47 @@ class _Extremes:
                 f"a PRNG key (for instance key=jax.random.key(0)) is needed to find singular vectors of "
                 f"{', '.join(needing)}"
             )
-        state = PenaltyState(applied, key, {}, nothing_measured(operators, params))
-        return self._measured(self.renew(params, state), operators)
+        state = PenaltyState(applied, key, {}, nothing_measured(operators, params), {})
+        _, state = self._followed(params, operators, self.renew(params, state), jnp.zeros((), bool), None)
+        return state
 
     def renew(self, params: PyTree, state: PenaltyState) -> PenaltyState:
         if self.options.batched:
             return state
         operators = self.options.operators(params)
         key = None if state.key is None else jax.random.fold_in(state.key, state.applied)
-        ends = {name: self._ends(operator) for name, operator in operators.items()}
-        blocks = renew(operators, ends, key, state.blocks)
-        return state._replace(blocks=blocks)
+        ends = self._followed_ends(operators)
+        tracks = {} if self.tolerance is None else following.begin(operators, ends)
+        return state._replace(blocks=renew(operators, ends, key, state.blocks), tracks=tracks)
 
     def apply(self, params: PyTree, state: PenaltyState, **batch: PyTree) -> tuple[jax.Array, PenaltyState]:
         if self.options.batched:
             return self._apply_batched(params, state, batch)
-        due = (state.applied > 0) & (state.applied % self.renew_every == 0)
-        frozen = jax.lax.stop_gradient((params, state))
-        state = jax.lax.cond(due, lambda: self.renew(*frozen), lambda: frozen[1])
         operators = self.options.operators(params)
-        found = {name: ritz(operator, state.blocks[name]) for name, operator in operators.items()}
-        value = total(self.value(top.values, bottom.values, operators[name]) for name, (top, bottom) in found.items())
-        state = self._record(state, jax.lax.stop_gradient(found), operators)
-        return value, state._replace(applied=state.applied + 1)
+        due = (state.applied > 0) & (state.applied % self.renew_every == 0)
+        found, state = self._followed(params, operators, state, due, self.tolerance)
+        values = []
+        for name, (top, bottom) in found.items():
+            counts = self._ends(operators[name])
+            values.append(self.value(top.values[: counts[0]], bottom.values[-max(counts[1], 1) :], operators[name]))
+        return total(values), state._replace(applied=state.applied + 1)
+
+    def _followed(
+        self,
+        params: PyTree,
+        operators: dict[str, LinearOperator],
+        state: PenaltyState,
+        due: jax.Array,
+        tolerance: float | None,
+    ) -> tuple[dict[str, tuple[Ritz, Ritz]], PenaltyState]:
+        key = None if state.key is None else jax.random.fold_in(state.key, state.applied)
+        remade = functools.partial(self.options.operators, jax.lax.stop_gradient(params))
+        found, kept, blocks, tracks = following.step(
+            operators, remade, self._followed_ends(operators), state.blocks, state.tracks, due=due, key=key,
+            tolerance=tolerance, renew_every=self.renew_every,
+        )  # fmt: skip
+        state = state._replace(blocks=blocks, tracks=tracks)
+        return found, self._record(state, jax.lax.stop_gradient(found), kept, operators)
 
     def kinds(self, params: PyTree, **batch: PyTree) -> dict[str, str]:
         if self.options.batched:
@@ -120,11 +155,12 @@ class _Extremes:
         operators = jax.eval_shape(self.options.operators, params)
         return {name: kinds[bottom_kind(op)] for name, op in operators.items()}
 
-    def _measured(self, state: PenaltyState, operators: dict[str, LinearOperator]) -> PenaltyState:
-        return self._record(state, {name: ritz(op, state.blocks[name]) for name, op in operators.items()}, operators)
-
     def _record(
-        self, state: PenaltyState, found: dict[str, tuple[Ritz, Ritz]], operators: dict[str, LinearOperator]
+        self,
+        state: PenaltyState,
+        found: dict[str, tuple[Ritz, Ritz]],
+        kept: dict[str, jax.Array],
+        operators: dict[str, LinearOperator],
     ) -> PenaltyState:
         single = {name: jnp.abs(bottom.values[-1]) for name, (_, bottom) in found.items()}
         largest = {name: top.values[0] for name, (top, _) in found.items()}
@@ -134,7 +170,9 @@ class _Extremes:
             sigma_min=single,
             condition_number=conditions,
             residual={name: _ratio(bottom.residual, bottom.values[-1]) for name, (_, bottom) in found.items()},
-            converged={name: jnp.all(state.blocks[name].converged) for name in found},
+            sigma_max_error={name: top.error for name, (top, _) in found.items()},
+            sigma_min_error={name: bottom.error for name, (_, bottom) in found.items()},
+            converged=kept,
         )
         return state._replace(measurements=measurements)
 
@@ -146,7 +184,8 @@ class _Extremes:
                 top = svds(operator, counts[0], which="largest", method=Dense(), key=key)
                 bottom = svds(operator, max(counts[1], 1), which="smallest", method=Dense(), key=key)
                 values.append(self.value(top.s, bottom.s, operator))
-                ends[name] = (top.s[0], bottom.s[-1], bottom.residuals[-1], top.converged[0] & bottom.converged[-1])
+                converged = top.converged[0] & bottom.converged[-1]
+                ends[name] = (top.s[0], bottom.s[-1], bottom.residuals[-1], converged, top.residuals[0])
             return total(values), ends
 
         values, ends = self.options.per_sample(one, params, batch, state.key)
@@ -158,6 +197,8 @@ class _Extremes:
             sigma_min={name: jnp.median(end[1]) for name, end in ends.items()},
             condition_number={name: jnp.median(_ratio(end[0], end[1])) for name, end in ends.items()},
             residual={name: jnp.max(_ratio(end[2], end[1])) for name, end in ends.items()},
+            sigma_max_error={name: jnp.max(_ratio(end[4], end[0])) for name, end in ends.items()},
+            sigma_min_error={name: jnp.max(_ratio(end[2], end[1])) for name, end in ends.items()},
             converged={name: jnp.all(end[3]) for name, end in ends.items()},
         )
         # in the dtypes that the state began with, whatever those of the samples are

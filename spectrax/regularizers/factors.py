@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.regularizers.maps import path_name
-from spectrax.regularizers.penalty import Penalty, PenaltyState, nothing_measured, total
+from spectrax.regularizers.penalty import Penalty, PenaltyState, nothing_measured, own_key, total
 
 PyTree = Any
 Factors = Mapping[str, jax.Array]
@@ -119,9 +119,8 @@ def _of_factors(value: Callable[[Factors], jax.Array], mask: Callable[[str], boo
 
     def init(params: PyTree, key: jax.Array | None, **batch: PyTree) -> PenaltyState:
         del batch
-        if key is not None:
-            checks.key("key", key)
-        return PenaltyState(jnp.zeros((), jnp.int32), key, {}, nothing_measured(factors(params), params))
+        key = own_key(key)
+        return PenaltyState(jnp.zeros((), jnp.int32), key, {}, nothing_measured(factors(params), params), {})
 
     def apply(params: PyTree, state: PenaltyState, **batch: PyTree) -> tuple[jax.Array, PenaltyState]:
         del batch

@@ -57,10 +57,7 @@ class MatrixMaps:
             if stack is None:
                 continue
             matrices, _ = stack
-            found = {name: aslinearoperator(matrices)} if matrices.ndim == 2 else {
-                f"{name}[{','.join(map(str, index))}]": aslinearoperator(matrices[index])
-                for index in np.ndindex(*matrices.shape[:-2])
-            }  # fmt: skip
+            found = {name: aslinearoperator(matrices)} if matrices.ndim == 2 else _separated(name, matrices)
             twice = operators.keys() & found.keys()
             if twice:
                 raise ValueError(f"two parameters have the path {', '.join(sorted(twice))}: rename one of them")
@@ -68,6 +65,19 @@ class MatrixMaps:
         if not operators:
             raise ValueError("no parameter has two or more axes: there is no matrix to act on")
         return operators
+
+
+def _separated(name: str, matrices: jax.Array) -> dict[str, LinearOperator]:
+    """Return the matrices of a stack one by one.
+
+    They are split and not indexed: the derivative of that is one concatenation, and not a sum of as many stacks.
+    """
+    batch = matrices.shape[:-2]
+    parts = jnp.split(matrices.reshape(-1, *matrices.shape[-2:]), math.prod(batch)) if math.prod(batch) else []
+    return {
+        f"{name}[{','.join(map(str, index))}]": aslinearoperator(part[0])
+        for index, part in zip(np.ndindex(*batch), parts, strict=True)
+    }
 
 
 def flax_axes(name: str, parameter: jax.Array) -> MatrixAxes | None:

@@ -18,7 +18,7 @@ from spectrax.operators.precision import in_working_precision
 from spectrax.regularizers.blocks import Blocks, bottom_kind, needs_key, renew, ritz
 from spectrax.regularizers.extremes import condition
 from spectrax.regularizers.maps import Maps, MatrixAxes
-from spectrax.regularizers.penalty import options_of
+from spectrax.regularizers.penalty import options_of, own_key
 from spectrax.results import Quantity, Status
 from spectrax.spectrum.methods import can_be_dense
 
@@ -140,8 +140,7 @@ class _Monitor:
     effective_rank: bool
 
     def init(self, params: PyTree, key: jax.Array | None = None) -> MonitorState:
-        if key is not None:
-            checks.key("key", key)
+        key = own_key(key)
         operators = jax.lax.stop_gradient(self.operators(params))
         large = self._large(operators)
         if key is None and large:

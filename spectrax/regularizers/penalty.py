@@ -13,6 +13,7 @@ from spectrax import checks
 from spectrax.operators import LinearOperator
 from spectrax.regularizers.blocks import Blocks
 from spectrax.regularizers.maps import Maps, MatrixAxes, matrix_maps
+from spectrax.regularizers.tracking import Track
 
 PyTree = Any
 
@@ -25,13 +26,18 @@ class SpectralMeasurements(NamedTuple):
         sigma_min: The smallest Ritz value: an upper bound of the smallest singular value, or an estimate (`kinds`).
         condition_number: Their ratio; inf where sigma_min is at round-off, at most sqrt(max(m, n)) eps sigma_max.
         residual: The residual of sigma_min divided by sigma_min; NaN for an estimate.
-        converged: Whether both ends converged when they were last renewed.
+        sigma_max_error: Estimated relative error of sigma_max at this step.
+        sigma_min_error: The same for sigma_min; inf where it is at round-off, NaN where sigma_min is an estimate.
+        converged: Whether these errors, but for round-off, are within the penalty's tolerance (0.01 without one): False
+            says that the values were lost.
     """
 
     sigma_max: dict[str, jax.Array]
     sigma_min: dict[str, jax.Array]
     condition_number: dict[str, jax.Array]
     residual: dict[str, jax.Array]
+    sigma_max_error: dict[str, jax.Array]
+    sigma_min_error: dict[str, jax.Array]
     converged: dict[str, jax.Array]
 
 
@@ -43,12 +49,14 @@ class PenaltyState(NamedTuple):
         key: A PRNG key, or None.
         blocks: Singular vectors by name of the map.
         measurements: What the last step saw.
+        tracks: What is kept of explicit matrices beside their blocks, by shape, with a tolerance only.
     """
 
     applied: jax.Array
     key: jax.Array | None
     blocks: dict[str, Blocks]
     measurements: SpectralMeasurements
+    tracks: dict[str, Track]
 
 
 class Penalty(NamedTuple):
@@ -138,6 +146,24 @@ def accepted(function: Callable, batch: dict[str, PyTree]) -> dict[str, PyTree]:
     return {name: leaf for name, leaf in batch.items() if name in parameters}
 
 
+def own_key(key: jax.Array | None) -> jax.Array | None:
+    """Return a copy of a PRNG key for a state, which may be donated to a compiled step while its user keeps the key.
+
+    Args:
+        key: A PRNG key or None.
+
+    Returns:
+        The copy.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if key is None:
+        return None
+    checks.key("key", key)
+    return jnp.copy(key)
+
+
 def nothing_measured(names: Any, params: PyTree) -> SpectralMeasurements:
     """Return NaN in the dtype that the measurements will have, so that the state can be carried through a scan."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params)]
@@ -146,7 +172,7 @@ def nothing_measured(names: Any, params: PyTree) -> SpectralMeasurements:
     def nan():
         return {name: jnp.full((), jnp.nan, jnp.float64 if wide else jnp.float32) for name in names}
 
-    return SpectralMeasurements(nan(), nan(), nan(), nan(), {name: jnp.zeros((), bool) for name in names})
+    return SpectralMeasurements(nan(), nan(), nan(), nan(), nan(), nan(), {name: jnp.zeros((), bool) for name in names})
 
 
 def total(values: Any) -> jax.Array:

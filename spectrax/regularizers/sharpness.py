@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.regularizers.blocks import Blocks
-from spectrax.regularizers.penalty import Penalty, PenaltyState, accepted, nothing_measured
+from spectrax.regularizers.penalty import Penalty, PenaltyState, accepted, nothing_measured, own_key
 from spectrax.spectrum import Lanczos, eigsh
 
 PyTree = Any
@@ -77,11 +77,12 @@ class _Sharpness:
         del batch
         if key is None:
             raise ValueError("a PRNG key (for instance key=jax.random.key(0)) is needed to find the top eigenvector")
-        checks.key("key", key)
+        key = own_key(key)
+        assert key is not None
         chosen, _ = _split(params)
         start = vectors.normal(key, vectors.working_struct(vectors.structure(chosen)), 1)
         blocks = {_NAME: Blocks(start, None, jnp.zeros((2,), bool))}
-        return PenaltyState(jnp.zeros((), jnp.int32), key, blocks, nothing_measured((_NAME,), params))
+        return PenaltyState(jnp.zeros((), jnp.int32), key, blocks, nothing_measured((_NAME,), params), {})
 
     def renew(self, params: PyTree, state: PenaltyState) -> PenaltyState:
         del params

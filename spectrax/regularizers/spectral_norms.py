@@ -18,6 +18,7 @@ def spectral_norm_penalty(
     *,
     block_size: int = 4,
     renew_every: int = 64,
+    tolerance: float | None = None,
     mask: Callable[[str], bool] | None = None,
     batched: bool = False,
     num_samples: int | None = None,
@@ -28,6 +29,7 @@ def spectral_norm_penalty(
         maps: As in `condition_number_penalty`.
         block_size: How many vectors are carried; more follow the largest value over a crossing.
         renew_every: Steps between two renewals.
+        tolerance: As in `condition_number_penalty`.
         mask: Which maps to act on, by name.
         batched: As in `condition_number_penalty`.
         num_samples: As in `condition_number_penalty`.
@@ -61,8 +63,9 @@ def spectral_norm_penalty(
         return jnp.square(top[0]) / 2
 
     return extremes_penalty(
-        value, (block_size, 0), maps, renew_every=renew_every, mask=mask, batched=batched, num_samples=num_samples
-    )
+        value, (block_size, 0), maps, renew_every=renew_every, tolerance=tolerance, mask=mask, batched=batched,
+        num_samples=num_samples,
+    )  # fmt: skip
 
 
 def unit_norm_penalty(
@@ -71,6 +74,7 @@ def unit_norm_penalty(
     exponent: int = 2,
     block_size: int = 4,
     renew_every: int = 64,
+    tolerance: float | None = None,
     mask: Callable[[str], bool] | None = None,
     batched: bool = False,
     num_samples: int | None = None,
@@ -85,6 +89,7 @@ def unit_norm_penalty(
         exponent: At least one.
         block_size: How many vectors are carried.
         renew_every: Steps between two renewals.
+        tolerance: As in `condition_number_penalty`.
         mask: Which maps to act on, by name.
         batched: As in `condition_number_penalty`.
         num_samples: As in `condition_number_penalty`.
@@ -120,8 +125,9 @@ def unit_norm_penalty(
         return jnp.square(jax.lax.integer_pow(top[0], int(exponent)) - 1)
 
     return extremes_penalty(
-        value, (block_size, 0), maps, renew_every=renew_every, mask=mask, batched=batched, num_samples=num_samples
-    )
+        value, (block_size, 0), maps, renew_every=renew_every, tolerance=tolerance, mask=mask, batched=batched,
+        num_samples=num_samples,
+    )  # fmt: skip
 
 
 def band_penalty(
@@ -132,6 +138,7 @@ def band_penalty(
     *,
     block_size: int = 8,
     renew_every: int = 64,
+    tolerance: float | None = None,
     mask: Callable[[str], bool] | None = None,
     batched: bool = False,
     num_samples: int | None = None,
@@ -146,6 +153,7 @@ def band_penalty(
         maps: As in `condition_number_penalty`.
         block_size: How many singular values at each end (at most half of them).
         renew_every: Steps between two factorisations.
+        tolerance: As in `condition_number_penalty`.
         mask: Which maps to act on, by name.
         batched: As in `condition_number_penalty`.
         num_samples: As in `condition_number_penalty`.
@@ -182,7 +190,7 @@ def band_penalty(
         return (jnp.sum(jnp.square(above)) + jnp.sum(jnp.square(below))) / 2
 
     return extremes_penalty(
-        value, (block_size, block_size), maps, renew_every=renew_every, mask=mask, batched=batched,
+        value, (block_size, block_size), maps, renew_every=renew_every, tolerance=tolerance, mask=mask, batched=batched,
         num_samples=num_samples,
     )  # fmt: skip
 
@@ -192,6 +200,7 @@ def restricted_isometry_penalty(
     *,
     block_size: int = 4,
     renew_every: int = 64,
+    tolerance: float | None = None,
     mask: Callable[[str], bool] | None = None,
     batched: bool = False,
     num_samples: int | None = None,
@@ -205,6 +214,7 @@ def restricted_isometry_penalty(
         maps: As in `condition_number_penalty`.
         block_size: How many vectors are carried at each end.
         renew_every: Steps between two factorisations.
+        tolerance: As in `condition_number_penalty`.
         mask: Which maps to act on, by name.
         batched: As in `condition_number_penalty`.
         num_samples: As in `condition_number_penalty`.
@@ -238,6 +248,6 @@ def restricted_isometry_penalty(
         return jnp.maximum(jnp.abs(jnp.square(top[0]) - 1), jnp.abs(jnp.square(bottom[-1]) - 1))
 
     return extremes_penalty(
-        value, (block_size, block_size), maps, renew_every=renew_every, mask=mask, batched=batched,
+        value, (block_size, block_size), maps, renew_every=renew_every, tolerance=tolerance, mask=mask, batched=batched,
         num_samples=num_samples,
     )  # fmt: skip

@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks
 from spectrax.operators import LinearOperator
 from spectrax.regularizers.maps import Maps, MatrixAxes
-from spectrax.regularizers.penalty import Options, Penalty, PenaltyState, nothing_measured, options_of, total
+from spectrax.regularizers.penalty import Options, Penalty, PenaltyState, nothing_measured, options_of, own_key, total
 
 PyTree = Any
 Value = Callable[[LinearOperator, jax.Array | None], jax.Array]
@@ -52,13 +51,12 @@ class _Sum:
     options: Options
 
     def init(self, params: PyTree, key: jax.Array | None, **batch: PyTree) -> PenaltyState:
-        if key is not None:
-            checks.key("key", key)
+        key = own_key(key)
         names: Any = ("jacobian",)
         if not self.options.batched:
             names = operators = self.options.operators(params)
             self._check_key(key, operators)
-        return PenaltyState(jnp.zeros((), jnp.int32), key, {}, nothing_measured(names, params))
+        return PenaltyState(jnp.zeros((), jnp.int32), key, {}, nothing_measured(names, params), {})
 
     def renew(self, params: PyTree, state: PenaltyState) -> PenaltyState:
         del params

@@ -34,6 +34,7 @@ def track_spectrum(
     every: int = 1,
     block_size: int = 4,
     renew_every: int = 64,
+    tolerance: float | None = None,
     mask: Callable[[str], bool] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Measure the extreme singular values of each map while a network trains, and change no update.
@@ -46,6 +47,7 @@ def track_spectrum(
         every: How often is measured, in steps; in between the measurements stay.
         block_size: How many vectors are followed at each end.
         renew_every: After how many measurements the vectors are found anew by a factorisation.
+        tolerance: As in `sx.regularizers.condition_number_penalty`.
         mask: Which maps to measure, by name.
 
     Returns:
@@ -67,7 +69,9 @@ def track_spectrum(
         10.0
     """
     checks.positive_integer("every", every)
-    penalty = condition_number_penalty(maps, block_size=block_size, renew_every=renew_every, mask=mask)
+    penalty = condition_number_penalty(
+        maps, block_size=block_size, renew_every=renew_every, tolerance=tolerance, mask=mask
+    )
     if key is not None:
         checks.key("key", key)
 
@@ -153,10 +157,14 @@ def gradient_oscillation(
         checks.number_in("learning_rate", learning_rate, 0, float("inf"))
 
     def init(params: PyTree) -> OscillationState:
-        unknown = jnp.full((), jnp.nan, jnp.float32)
-        cosines = jax.tree.map(lambda _: unknown, params)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return OscillationState(jnp.zeros((), jnp.int32), zeros, unknown, cosines, unknown, unknown, zeros)
+        def unknown() -> jax.Array:
+            return jnp.full((), jnp.nan, jnp.float32)
+
+        def zeros() -> PyTree:
+            return jax.tree.map(jnp.zeros_like, params)
+
+        cosines = jax.tree.map(lambda _: unknown(), params)  # no array twice: a state may be donated
+        return OscillationState(jnp.zeros((), jnp.int32), zeros(), unknown(), cosines, unknown(), unknown(), zeros())
 
     def update(updates: PyTree, state: OscillationState, params: PyTree | None = None, **extra: Any):
         del extra

@@ -100,8 +100,8 @@ def add_spectral_penalty(
         checks.positive_integer("every", every)
 
     def init(params: PyTree) -> SpectralPenaltyState:
-        unknown = jnp.full((), jnp.nan, jnp.float32)
-        return SpectralPenaltyState(jnp.zeros((), jnp.int32), unknown, unknown, penalty.init(params, key))
+        value, factor = (jnp.full((), jnp.nan, jnp.float32) for _ in range(2))  # no array twice: it may be donated
+        return SpectralPenaltyState(jnp.zeros((), jnp.int32), value, factor, penalty.init(params, key))
 
     def update(updates: PyTree, state: SpectralPenaltyState, params: PyTree | None = None, **extra: Any):
         if params is None:
@@ -116,27 +116,28 @@ def add_spectral_penalty(
 
         chosen = [leaf for own, leaf in zip(real, leaves, strict=True) if own]
 
-        def computed() -> Any:
-            (value, tracked), slopes = jax.value_and_grad(value_of, has_aux=True)(chosen)
-            return value.astype(jnp.float32), tracked, slopes
-
-        if every is None or every == 1:
-            value, tracked, slopes = computed()
-        else:
-            kept = (state.penalty, state.tracked, jax.tree.map(jnp.zeros_like, chosen))
-            value, tracked, slopes = jax.lax.cond(state.step % every == 0, computed, lambda: kept)
-        remaining = iter(slopes)
-        gradient = treedef.unflatten([next(remaining) if own else None for own in real])
         factor = _at(weight, state.step)
         scale = factor if learning_rate is None else -factor * _at(learning_rate, state.step)
-        keep = mask(params) if callable(mask) else mask
-        if keep is not None:
-            gradient = _masked(keep, gradient)
 
-        def added(slope: jax.Array | None, update: jax.Array) -> jax.Array:
-            return update if slope is None else update + (scale.astype(slope.dtype) * slope).astype(update.dtype)
+        def penalised() -> Any:
+            (value, tracked), slopes = jax.value_and_grad(value_of, has_aux=True)(chosen)
+            remaining = iter(slopes)
+            gradient = treedef.unflatten([next(remaining) if own else None for own in real])
+            keep = mask(params) if callable(mask) else mask
+            if keep is not None:
+                gradient = _masked(keep, gradient)
 
-        updates = jax.tree.map(added, gradient, updates, is_leaf=lambda leaf: leaf is None)
+            def added(slope: jax.Array | None, update: jax.Array) -> jax.Array:
+                return update if slope is None else update + (scale.astype(slope.dtype) * slope).astype(update.dtype)
+
+            total = jax.tree.map(added, gradient, updates, is_leaf=lambda leaf: leaf is None)
+            return total, value.astype(jnp.float32), tracked
+
+        if every is None or every == 1:
+            updates, value, tracked = penalised()
+        else:
+            kept = (updates, state.penalty, state.tracked)
+            updates, value, tracked = jax.lax.cond(state.step % every == 0, penalised, lambda: kept)
         return updates, SpectralPenaltyState(jnp.asarray(optax.safe_increment(state.step)), value, factor, tracked)
 
     return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))

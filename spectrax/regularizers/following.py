@@ -1,0 +1,157 @@
+"""Both ends of the spectra of many maps, followed from one training step to the next.
+
+Explicit matrices of one shape are worked on together (`tracking`); every other map has its blocks of vectors renewed by
+schedule (`blocks`).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from spectrax import vectors
+from spectrax.operators import LinearOperator
+from spectrax.operators.conversion import MatrixOperator
+from spectrax.operators.precision import in_working_precision
+from spectrax.regularizers import tracking
+from spectrax.regularizers.blocks import Blocks, Ritz, attached, renew, ritz
+from spectrax.regularizers.tracking import Followed, Track
+from spectrax.spectrum.methods import can_be_dense
+
+Tracks = dict[str, Track]
+RELIABLE = 1e-2  # estimated relative error up to which values count as found, where no tolerance is given
+
+
+def _grouped(
+    operators: dict[str, LinearOperator], ends: dict[str, tuple[int, int]]
+) -> tuple[dict[str, list[str]], dict[str, list[jax.Array]]]:
+    """Return the names of the explicit matrices of one shape, and these with m >= n, by the shape in words."""
+    names: dict[str, list[str]] = {}
+    tall: dict[str, list[jax.Array]] = {}
+    for name, operator in operators.items():
+        working = in_working_precision(operator)
+        if not isinstance(working, MatrixOperator) or not can_be_dense(working.shape):
+            continue
+        matrix = working.matrix if working.shape[0] >= working.shape[1] else vectors.adjoint(working.matrix)
+        label = f"{matrix.shape[0]}x{matrix.shape[1]} {matrix.dtype}, {ends[name][0]} + {ends[name][1]}"
+        names.setdefault(label, []).append(name)
+        tall.setdefault(label, []).append(matrix)
+    return names, tall
+
+
+def begin(operators: dict[str, LinearOperator], ends: dict[str, tuple[int, int]]) -> Tracks:
+    """Return what is kept of the explicit matrices beside their blocks, which were just found.
+
+    Args:
+        operators: The maps by name.
+        ends: How many vectors at the top and at the bottom of each.
+
+    Returns:
+        A track for each shape; its name tells shape, dtype and ends.
+    """
+    names, matrices = _grouped(operators, ends)
+    return {
+        label: tracking.start(jax.lax.stop_gradient(jnp.stack(group)), keep_factor=ends[names[label][0]][1] > 0)
+        for label, group in matrices.items()
+    }
+
+
+def step(
+    operators: dict[str, LinearOperator],
+    remade: Callable[[], dict[str, LinearOperator]],
+    ends: dict[str, tuple[int, int]],
+    blocks: dict[str, Blocks],
+    tracks: Tracks,
+    *,
+    due: jax.Array,
+    key: jax.Array | None,
+    tolerance: float | None,
+    renew_every: int,
+) -> tuple[dict[str, tuple[Ritz, Ritz]], dict[str, jax.Array], dict[str, Blocks], Tracks]:
+    """Take the blocks of all maps one step further.
+
+    Args:
+        operators: The maps by name.
+        remade: Returns them once more, from constants: what goes into a conditional must lie in memory, and where they
+            are transposed parameters that is a copy at every step, unless it is made within.
+        ends: How many vectors at the top and at the bottom of each.
+        blocks: Their blocks.
+        tracks: As `begin` or the last step returned them; empty without a tolerance.
+        due: Whether the schedule asks for a renewal.
+        key: A PRNG key for this step, or None where every map is small enough to be decomposed.
+        tolerance: Relative error above which explicit matrices are worked on more, or None.
+        renew_every: Steps after which the factor of a matrix is too old.
+
+    Returns:
+        The values at both ends by name, differentiable with respect to the operators, ds = Re(u^H dA v); whether both
+        are known within the tolerance, or 0.01 without one, but for round-off; the new blocks; the new tracks.
+    """
+    names, matrices = _grouped(operators, ends)
+    grouped = {name for group in names.values() for name in group}
+    blocks, tracks = jax.lax.stop_gradient((blocks, tracks))
+    by_schedule = [name for name in operators if tolerance is None or name not in grouped]
+    if by_schedule:
+        old = {name: blocks[name] for name in by_schedule}
+
+        def renewed() -> dict[str, Blocks]:
+            again = remade()
+            return renew({name: again[name] for name in by_schedule}, ends, key, old)
+
+        blocks = blocks | jax.lax.cond(due, renewed, lambda: old)
+    reliable = tolerance or RELIABLE
+    found = {name: ritz(operator, blocks[name]) for name, operator in operators.items() if name not in grouped}
+    kept = {
+        name: jnp.all(blocks[name].converged) & _within(top, reliable) & _within(bottom, reliable)
+        for name, (top, bottom) in found.items()
+    }
+    for index, label in enumerate(names):
+        group = [blocks[name] for name in names[label]]
+        top = jnp.stack([block.top for block in group])
+        bottom = None if group[0].bottom is None else jnp.stack([block.bottom for block in group])
+        seen = tracking.followed(jax.lax.stop_gradient(matrices[label]), top, bottom)
+        followed, top = seen.followed, seen.basis
+        if tolerance is not None:
+            keys = None if key is None else jax.random.split(jax.random.fold_in(key, index), len(group))
+            followed, improved, track = tracking.improved(
+                lambda label=label: jnp.stack(_grouped(remade(), ends)[1][label]), seen, tracks[label],
+                due=due, keys=keys, tolerance=tolerance, renew_every=renew_every,
+            )  # fmt: skip
+            tracks = tracks | {label: track}
+            top = vectors.select(improved, followed.top.v, top)
+            bottom = None if followed.bottom is None else vectors.select(improved, followed.bottom.v, bottom)
+        for row, name in enumerate(names[label]):
+            own = jax.tree.map(lambda leaf, row=row: leaf[row], followed)
+            flags, found[name] = _of_one(operators[name], own, reliable)
+            kept[name] = jnp.all(flags)
+            blocks = blocks | {name: Blocks(top[row], None if bottom is None else bottom[row], flags)}
+    order = list(operators)
+    found, kept = {name: found[name] for name in order}, {name: kept[name] for name in order}
+    return found, kept, {name: blocks[name] for name in order}, tracks
+
+
+def _within(end: Ritz, tolerance: float) -> jax.Array:
+    """Say whether an end that was looked for is known; the error is inf where it cannot be told from zero."""
+    unwanted = jnp.isnan(end.values[-1])
+    return unwanted | (end.error <= tolerance) | (jnp.isinf(end.error) & jnp.isfinite(end.residual))
+
+
+def _of_one(operator: LinearOperator, followed: Followed, tolerance: float) -> tuple[jax.Array, tuple[Ritz, Ritz]]:
+    """Return whether each end of an explicit matrix is within the tolerance, and its values."""
+    top, bottom = followed
+    count, largest = top.s.shape[0], top.s[0]
+    ends = [top] if bottom is None else [top, bottom]
+    left, s, right = (jnp.concatenate([getattr(end, name) for end in ends]) for name in ("u", "s", "v"))
+    if operator.shape[0] < operator.shape[1]:  # the vectors are those of the adjoint
+        left, right = right, left
+    values = attached(in_working_precision(operator), left, s, right)
+    eps = jnp.finfo(largest.dtype).eps
+    kept = top.error <= tolerance
+    at_top = Ritz(values[:count], top.residual, top.error + 16 * eps)
+    if bottom is None:
+        nothing = jnp.full((1,), jnp.nan, largest.dtype)
+        return jnp.stack([kept, kept]), (at_top, Ritz(nothing, nothing[0], nothing[0]))
+    smallest = bottom.s[-1]
+    error = bottom.error + 4 * eps * largest / jnp.where(smallest > 0, smallest, 1)
+    error = jnp.where(smallest <= max(operator.shape) ** 0.5 * eps * largest, jnp.inf, error)
+    at_bottom = Ritz(values[count:], bottom.residual, error)
+    return jnp.stack([kept, bottom.error <= tolerance]), (at_top, at_bottom)
