@@ -119,8 +119,8 @@ def arms(name: str) -> dict[str, Arm]:
     net, x_shape, y_shape, maps = NETWORKS[name]
     x, y = jax.random.normal(jax.random.key(1), x_shape), jax.random.normal(jax.random.key(2), y_shape)
 
-    def penalised(every: int | None = None, **options: Any) -> Arm:
-        penalty = sx.regularizers.condition_number_penalty(maps, block_size=4, **options)
+    def penalised(every: int | None = None, block_size: int = 4, **options: Any) -> Arm:
+        penalty = sx.regularizers.condition_number_penalty(maps, block_size=block_size, **options)
         added = sx.transforms.add_spectral_penalty(penalty, 1e-3, key=jax.random.key(3), every=every)
         return Arm(net(), x, y, optax.chain(added, optax.adam(1e-3)))
 
@@ -130,6 +130,7 @@ def arms(name: str) -> dict[str, Arm]:
         "again": Arm(net(), x, y, optax.adam(1e-3)),
         "Flax SpectralNorm": Arm(net(normalized=True), x, y, optax.adam(1e-3)),
         "penalty at every step": penalised(renew_every=64 if maps is None else 1024),
+        "penalty at every step, blocks of 1": penalised(block_size=1, renew_every=64 if maps is None else 1024),
         "penalty at every 4th step": penalised(4, renew_every=64 if maps is None else 256),
     }
     if maps is None:

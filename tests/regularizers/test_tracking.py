@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import spectrax as sx
+from spectrax.integrations import checkpoints
 from spectrax.regularizers import condition_number_penalty, spectral_norm_penalty, tracking
 
 M, N = 180, 140  # above the side that is decomposed wholly
@@ -51,12 +52,6 @@ def check(measured, A, name="w", *, within=None):
         assert top <= within
         assert bottom <= within
     return top, bottom, bool(covered)
-
-
-def through_numpy(leaf):
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(jnp.asarray(np.array(jax.random.key_data(leaf))))
-    return jnp.asarray(np.array(leaf))
 
 
 def one_track(state):
@@ -189,8 +184,8 @@ def test_equal_shapes_are_worked_on_together_and_apart():
     assert all(np.delete(age, quick).min() == step + 1 for step, age in enumerate(ages))
 
 
-def test_one_trace_donation_and_a_state_that_travels():
-    """A hundred steps of one program; the state goes through NumPy in the middle and nothing changes."""
+def test_one_trace_donation_and_a_restart_from_a_checkpoint(tmp_path):
+    """A hundred steps of one program; the state goes through a file in the middle and nothing changes."""
     traces = []
     chain = optax.chain(
         sx.transforms.add_spectral_penalty(PENALTY, 1e-3, key=jax.random.key(1)),
@@ -210,7 +205,7 @@ def test_one_trace_donation_and_a_state_that_travels():
         state = chain.init(params)
         for index in range(steps):
             if travel and index == steps // 2:
-                state = jax.tree.map(through_numpy, state)
+                state = checkpoints.restore(checkpoints.save(tmp_path / "state", state), like=state)
             few = index >= steps // 2  # another size of the batch, and another learning rate
             state[1].hyperparams["learning_rate"] = jnp.asarray(1e-1 if few else 1e-2, jnp.float32)
             params, state = step(params, state, x, y)
