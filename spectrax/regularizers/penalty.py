@@ -29,7 +29,7 @@ class SpectralMeasurements(NamedTuple):
         sigma_max_error: Estimated relative error of sigma_max at this step.
         sigma_min_error: The same for sigma_min; inf where it is at round-off, NaN where sigma_min is an estimate.
         converged: Whether these errors, but for round-off, are within the penalty's tolerance (0.01 without one): False
-            says that the values were lost.
+            says that the values were lost, as far as residuals show it.
     """
 
     sigma_max: dict[str, jax.Array]

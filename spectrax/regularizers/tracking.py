@@ -3,7 +3,7 @@
 At each step the values are those of the matrix on the vectors of the step before (Rayleigh-Ritz), with an estimate of
 their errors. Where it exceeds the tolerance the vectors are improved within the same step: at the top by products with
 the matrix; at the bottom by solves with an older factor, and where that is not enough with a new one. All loops are
-bounded, so a matrix that moves too fast is reported and not waited for.
+bounded, so a matrix that moves too fast is reported, as far as residuals show it, and not waited for.
 """
 
 import functools
@@ -222,6 +222,7 @@ def _observed(sketch: jax.Array, track: Track, least: jax.Array) -> tuple[Track,
     jumped = ~(change <= jnp.where(known, _JUMP * track.change, least))
     usual = jnp.where(known & ~jumped, 0.8 * track.change + 0.2 * change, change)
     usual = jnp.where(moved, usual, track.change)
+    sketch = jnp.where(jnp.isfinite(change)[:, None, None], sketch, track.sketch)  # NaN is nothing to compare with
     return track._replace(age=track.age + 1, sketch=sketch, change=usual), jumped & moved
 
 

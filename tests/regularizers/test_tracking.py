@@ -250,6 +250,18 @@ def test_a_new_largest_direction_is_found():
     assert_allclose(state.measurements.sigma_max["w"], np.linalg.norm(B, 2), rtol=1e-2)
 
 
+def test_a_jump_behind_a_matrix_that_is_not_finite():
+    A = matrix(10.0, (64, 64))
+    penalty = spectral_norm_penalty(tolerance=1e-2)
+    state, apply = penalty.init(params_of(A), jax.random.key(0)), jax.jit(penalty.apply)
+    for moved in drifting(A, 1e-4, 6, turning=False):
+        _, state = apply(params_of(moved), state)
+    _, state = apply(params_of(A * np.nan), state)
+    B = A + 3 * np.outer(np.eye(64)[5], np.eye(64)[7])
+    _, state = apply(params_of(B), state)
+    assert_allclose(state.measurements.sigma_max["w"], np.linalg.norm(B, 2), rtol=1e-2)
+
+
 @pytest.mark.parametrize("tolerance", [0, 0.6, -0.1, "0.1", True])
 def test_tolerances_out_of_range(tolerance):
     with pytest.raises((ValueError, TypeError), match="tolerance"):
