@@ -101,7 +101,7 @@ def synthetic(case: tuple[Any, ...], steps: int, tolerance: float) -> dict[str, 
         theirs.append(seconds(lambda params=params: svd(params["w"])))
         _, state = apply(params, before)
         rows.append(judged(state.measurements, "w", np.linalg.svd(A, compute_uv=False)))
-        factorised.append(int(next(iter(state.tracks.values())).age[0]) == 0)
+        factorised.append(int(next(iter(state.tracks.values())).factor.age[0]) == 0)
     return {
         "case": list(case), **summary(rows), "cost": float(np.mean(ours) / np.median(theirs)),
         "factorised": float(np.mean(factorised)),

@@ -15,7 +15,7 @@ from spectrax import vectors
 from spectrax.operators import LinearOperator
 from spectrax.operators.convolution import ConvolutionOperator
 from spectrax.operators.precision import in_working_precision
-from spectrax.regularizers.tracking import residual_error
+from spectrax.regularizers.triplets import residual_error
 from spectrax.spectrum import Dense, InverseLanczos, Lanczos, conv_symbol, svds
 from spectrax.spectrum.convolution.symbol import circular_frequencies
 from spectrax.spectrum.methods import DENSE_OPERATOR_SIDE, can_be_dense

@@ -139,7 +139,7 @@ class _Extremes:
         due: jax.Array,
         tolerance: float | None,
     ) -> tuple[dict[str, tuple[Ritz, Ritz]], PenaltyState]:
-        key = None if state.key is None else jax.random.fold_in(state.key, state.applied)
+        key = None if state.key is None else functools.partial(jax.random.fold_in, state.key, state.applied)
         remade = functools.partial(self.options.operators, jax.lax.stop_gradient(params))
         found, kept, blocks, tracks = following.step(
             operators, remade, self._followed_ends(operators), state.blocks, state.tracks, due=due, key=key,

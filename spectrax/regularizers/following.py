@@ -4,6 +4,7 @@ Explicit matrices of one shape are worked on together (`tracking`); every other 
 schedule (`blocks`).
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,7 +16,8 @@ from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.regularizers import tracking
 from spectrax.regularizers.blocks import Blocks, Ritz, attached, renew, ritz
-from spectrax.regularizers.tracking import Followed, Track
+from spectrax.regularizers.tracking import Track
+from spectrax.regularizers.triplets import Followed
 from spectrax.spectrum.methods import can_be_dense
 
 Tracks = dict[str, Track]
@@ -64,7 +66,7 @@ def step(
     tracks: Tracks,
     *,
     due: jax.Array,
-    key: jax.Array | None,
+    key: Callable[[], jax.Array] | None,
     tolerance: float | None,
     renew_every: int,
 ) -> tuple[dict[str, tuple[Ritz, Ritz]], dict[str, jax.Array], dict[str, Blocks], Tracks]:
@@ -78,7 +80,7 @@ def step(
         blocks: Their blocks.
         tracks: As `begin` or the last step returned them; empty without a tolerance.
         due: Whether the schedule asks for a renewal.
-        key: A PRNG key for this step, or None where every map is small enough to be decomposed.
+        key: Returns a PRNG key for this step; None where every map is small enough to be decomposed.
         tolerance: Relative error above which explicit matrices are worked on more, or None.
         renew_every: Steps after which the factor of a matrix is too old.
 
@@ -95,7 +97,7 @@ def step(
 
         def renewed() -> dict[str, Blocks]:
             again = remade()
-            return renew({name: again[name] for name in by_schedule}, ends, key, old)
+            return renew({name: again[name] for name in by_schedule}, ends, None if key is None else key(), old)
 
         blocks = blocks | jax.lax.cond(due, renewed, lambda: old)
     reliable = tolerance or RELIABLE
@@ -111,10 +113,10 @@ def step(
         seen = tracking.followed(jax.lax.stop_gradient(matrices[label]), top, bottom)
         followed, top = seen.followed, seen.basis
         if tolerance is not None:
-            keys = None if key is None else jax.random.split(jax.random.fold_in(key, index), len(group))
+            draw = None if key is None else functools.partial(_another, key, index)
             followed, improved, track = tracking.improved(
                 lambda label=label: jnp.stack(_grouped(remade(), ends)[1][label]), seen, tracks[label],
-                due=due, keys=keys, tolerance=tolerance, renew_every=renew_every,
+                due=due, key=draw, tolerance=tolerance, renew_every=renew_every,
             )  # fmt: skip
             tracks = tracks | {label: track}
             top = vectors.select(improved, followed.top.v, top)
@@ -127,6 +129,10 @@ def step(
     order = list(operators)
     found, kept = {name: found[name] for name in order}, {name: kept[name] for name in order}
     return found, kept, {name: blocks[name] for name in order}, tracks
+
+
+def _another(key: Callable[[], jax.Array], index: int) -> jax.Array:
+    return jax.random.fold_in(key(), index)
 
 
 def _within(end: Ritz, tolerance: float) -> jax.Array:
