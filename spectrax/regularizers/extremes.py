@@ -18,6 +18,7 @@ from spectrax.regularizers.penalty import (
     Penalty,
     PenaltyState,
     SpectralMeasurements,
+    check_key,
     nothing_measured,
     options_of,
     own_key,
@@ -101,11 +102,7 @@ class _Extremes:
             return PenaltyState(applied, key, {}, nothing_measured(("jacobian",), params), {})
         operators = self.options.operators(params)
         needing = [name for name, op in operators.items() if needs_key(op)]
-        if key is None and needing:
-            raise ValueError(
-                f"a PRNG key (for instance key=jax.random.key(0)) is needed to find singular vectors of "
-                f"{', '.join(needing)}"
-            )
+        check_key(key, "find singular vectors of", needing)
         state = PenaltyState(applied, key, {}, nothing_measured(operators, params), {})
         _, state = self._followed(params, operators, self.renew(params, state), jnp.zeros((), bool), None)
         return state

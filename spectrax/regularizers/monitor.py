@@ -18,7 +18,7 @@ from spectrax.operators.precision import in_working_precision
 from spectrax.regularizers.blocks import Blocks, bottom_kind, needs_key, renew, ritz
 from spectrax.regularizers.extremes import condition
 from spectrax.regularizers.maps import Maps, MatrixAxes
-from spectrax.regularizers.penalty import options_of, own_key
+from spectrax.regularizers.penalty import check_key, options_of, own_key
 from spectrax.results import Quantity, Status
 from spectrax.spectrum.methods import can_be_dense
 
@@ -143,11 +143,7 @@ class _Monitor:
         key = own_key(key)
         operators = jax.lax.stop_gradient(self.operators(params))
         large = self._large(operators)
-        if key is None and large:
-            raise ValueError(
-                f"a PRNG key (for instance key=jax.random.key(0)) is needed to find singular vectors of "
-                f"{', '.join(large)}"
-            )
+        check_key(key, "find singular vectors of", list(large))
         blocks = self._renewed(large, key, {})
         return MonitorState(jnp.zeros((), jnp.int32), key, blocks, self._measured(operators, blocks))
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -178,3 +178,19 @@ def nothing_measured(names: Any, params: PyTree) -> SpectralMeasurements:
 def total(values: Any) -> jax.Array:
     """Return the sum of some scalars, in their own dtype."""
     return functools.reduce(jnp.add, values)
+
+
+def check_key(key: jax.Array | None, purpose: str, needing: Sequence[str]) -> None:
+    """Refuse a missing PRNG key where some maps need one.
+
+    Args:
+        key: A PRNG key or None.
+        purpose: What it is for, as in "find singular vectors of".
+        needing: The names of the maps that need one.
+
+    Raises:
+        ValueError: If it is None and there is such a map.
+    """
+    if key is None and needing:
+        names = ", ".join(needing)
+        raise ValueError(f"a PRNG key (for instance key=jax.random.key(0)) is needed to {purpose} {names}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.regularizers.blocks import Blocks
-from spectrax.regularizers.penalty import Penalty, PenaltyState, accepted, nothing_measured, own_key
+from spectrax.regularizers.penalty import Penalty, PenaltyState, accepted, check_key, nothing_measured, own_key
 from spectrax.spectrum import Lanczos, eigsh
 
 PyTree = Any
@@ -75,8 +75,7 @@ class _Sharpness:
 
     def init(self, params: PyTree, key: jax.Array | None, **batch: PyTree) -> PenaltyState:
         del batch
-        if key is None:
-            raise ValueError("a PRNG key (for instance key=jax.random.key(0)) is needed to find the top eigenvector")
+        check_key(key, "find the top eigenvector of", ["the Hessian"])
         key = own_key(key)
         assert key is not None
         chosen, _ = _split(params)

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 
 from spectrax.operators import LinearOperator
 from spectrax.regularizers.maps import Maps, MatrixAxes
-from spectrax.regularizers.penalty import Options, Penalty, PenaltyState, nothing_measured, options_of, own_key, total
+from spectrax.regularizers.penalty import (
+    Options,
+    Penalty,
+    PenaltyState,
+    check_key,
+    nothing_measured,
+    options_of,
+    own_key,
+    total,
+)
 
 PyTree = Any
 Value = Callable[[LinearOperator, jax.Array | None], jax.Array]
@@ -85,8 +94,4 @@ class _Sum:
 
     def _check_key(self, key: jax.Array | None, operators: dict[str, LinearOperator]) -> None:
         needing = [name for name, operator in operators.items() if self.random(operator)]
-        if key is None and needing:
-            raise ValueError(
-                f"a PRNG key (for instance key=jax.random.key(0)) is needed to estimate the penalty on "
-                f"{', '.join(needing)}"
-            )
+        check_key(key, "estimate the penalty on", needing)
