@@ -140,7 +140,7 @@ class _Extremes:
         remade = functools.partial(self.options.operators, jax.lax.stop_gradient(params))
         found, kept, blocks, tracks = following.step(
             operators, remade, self._followed_ends(operators), state.blocks, state.tracks, due=due, key=key,
-            tolerance=tolerance, renew_every=self.renew_every,
+            tolerance=tolerance, reliable=self.tolerance or following.RELIABLE, renew_every=self.renew_every,
         )  # fmt: skip
         state = state._replace(blocks=blocks, tracks=tracks)
         return found, self._record(state, jax.lax.stop_gradient(found), kept, operators)

@@ -68,6 +68,7 @@ def step(
     due: jax.Array,
     key: Callable[[], jax.Array] | None,
     tolerance: float | None,
+    reliable: float,
     renew_every: int,
 ) -> tuple[dict[str, tuple[Ritz, Ritz]], dict[str, jax.Array], dict[str, Blocks], Tracks]:
     """Take the blocks of all maps one step further.
@@ -82,25 +83,30 @@ def step(
         due: Whether the schedule asks for a renewal.
         key: Returns a PRNG key for this step; None where every map is small enough to be decomposed.
         tolerance: Relative error above which explicit matrices are worked on more, or None.
+        reliable: Estimated relative error up to which values count as known.
         renew_every: Steps after which the factor of a matrix is too old.
 
     Returns:
         The values at both ends by name, differentiable with respect to the operators, ds = Re(u^H dA v); whether both
-        are known within the tolerance, or 0.01 without one, but for round-off; the new blocks; the new tracks.
+        are known, but for round-off; the new blocks; the new tracks.
+
+    Raises:
+        ValueError: If the blocks or the tracks are those of other maps or options.
     """
     names, matrices = _grouped(operators, ends)
     grouped = {name for group in names.values() for name in group}
+    _check_state(operators, names, ends, blocks, None if tolerance is None else tracks)
     blocks, tracks = jax.lax.stop_gradient((blocks, tracks))
     by_schedule = [name for name in operators if tolerance is None or name not in grouped]
     if by_schedule:
         old = {name: blocks[name] for name in by_schedule}
 
         def renewed() -> dict[str, Blocks]:
-            again = remade()
-            return renew({name: again[name] for name in by_schedule}, ends, None if key is None else key(), old)
+            again = {name: operator for name, operator in remade().items() if name in by_schedule}
+            new = renew(again, ends, None if key is None else key(), old)
+            return {name: vectors.select(_finite(again[name]), new[name], old[name]) for name in new}
 
         blocks = blocks | jax.lax.cond(due, renewed, lambda: old)
-    reliable = tolerance or RELIABLE
     found = {name: ritz(operator, blocks[name]) for name, operator in operators.items() if name not in grouped}
     kept = {
         name: jnp.all(blocks[name].converged) & _within(top, reliable) & _within(bottom, reliable)
@@ -129,6 +135,29 @@ def step(
     order = list(operators)
     found, kept = {name: found[name] for name in order}, {name: kept[name] for name in order}
     return found, kept, {name: blocks[name] for name in order}, tracks
+
+
+def _check_state(
+    operators: dict[str, LinearOperator],
+    names: dict[str, list[str]],
+    ends: dict[str, tuple[int, int]],
+    blocks: dict[str, Blocks],
+    tracks: Tracks | None,
+) -> None:
+    advice = "take the state from `init` of this penalty for these parameters"
+    if set(blocks) != set(operators):
+        raise ValueError(f"the state must hold vectors of {', '.join(operators)}, got {', '.join(blocks)}; {advice}")
+    if tracks is not None and set(tracks) != set(names):
+        raise ValueError(f"the state must track {', '.join(names)}, got {', '.join(tracks) or 'nothing'}; {advice}")
+    for name in (name for group in names.values() for name in group):
+        expected, shape = (ends[name][0], min(operators[name].shape)), jnp.shape(blocks[name].top)
+        if shape != expected:
+            raise ValueError(f"the state must hold vectors of {name} of shape {expected}, got {shape}; {advice}")
+
+
+def _finite(operator: LinearOperator) -> jax.Array:
+    arrays = [leaf for leaf in jax.tree.leaves(operator) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in arrays])) if arrays else jnp.ones((), bool)
 
 
 def _another(key: Callable[[], jax.Array], index: int) -> jax.Array:

@@ -84,17 +84,18 @@ class _Solver(NamedTuple):
     factor: jax.Array
     scale: jax.Array
 
+    def _scaled(self, rows: jax.Array) -> jax.Array:
+        return rows / self.scale.astype(rows.dtype)
+
     def lower(self, rows: jax.Array) -> jax.Array:
         """Return L^-1 x for the rows x."""
-        solved = jax.lax.linalg.triangular_solve(self.factor.T, rows, left_side=False)
-        return solved / self.scale.astype(rows.dtype)
+        return jax.lax.linalg.triangular_solve(self.factor.T, self._scaled(rows), left_side=False)
 
     def upper(self, rows: jax.Array) -> jax.Array:
         """Return L^-H x for the rows x."""
-        solved = jax.lax.linalg.triangular_solve(
-            self.factor.T, rows, left_side=False, transpose_a=True, conjugate_a=True
+        return jax.lax.linalg.triangular_solve(
+            self.factor.T, self._scaled(rows), left_side=False, transpose_a=True, conjugate_a=True
         )
-        return solved / self.scale.astype(rows.dtype)
 
     def times_upper(self, rows: jax.Array) -> jax.Array:
         """Return L^H x for the rows x."""
@@ -143,7 +144,7 @@ def improve(
 
     Cost:
         At the top up to 8 products with all vectors and with their left ones, at a look 12 pairs with one vector; at
-        the bottom up to 2 solves with the old factor, or a factorisation and up to 6 solves, at a look 12 more.
+        the bottom up to 2 solves with the old factor, or a factorisation and up to 6 solves, at a look 12 pairs more.
     """
     largest = found.top.s[0]
     finite = jnp.isfinite(largest)
@@ -161,7 +162,7 @@ def improve(
         better, factor = _decomposed(scaled, start, factor)
     else:
         assert key is not None
-        better, factor = _iterated(scaled, start, factor, key, renew, look, goal)
+        better, factor = _iterated(scaled, start, factor, key, renew & finite, look & finite, goal)
 
     def back(old: Triplets, new: Triplets) -> Triplets:
         new = new._replace(s=new.s / up, residual=new.residual / up)
@@ -208,7 +209,7 @@ def _iterated(
     needed = renew | exceeds(bottom.error, goal)
 
     def harmless(smallest: jax.Array) -> jax.Array:
-        return smallest >= _GRAM_LIMIT * jnp.finfo(largest.dtype).eps ** 0.5 * largest
+        return smallest > _GRAM_LIMIT * jnp.finfo(largest.dtype).eps ** 0.5 * largest
 
     def fresh() -> tuple[Triplets, jax.Array]:
         noise = vectors.normal(start_key, jax.ShapeDtypeStruct((n,), dtype), bottom.v.shape[0])
@@ -218,7 +219,12 @@ def _iterated(
 
         def by(lower: jax.Array) -> tuple[Triplets, jax.Array]:
             solver = _Solver(lower, jnp.ones_like(largest))
-            done = _by_solves(matrix, solver, start, jnp.asarray(_FRESH_ROUNDS), largest, goal / _CAUTION)
+            wider = jax.lax.cond(
+                look & (renew | (factor.lower is None)),
+                lambda: _by_inverse(matrix, solver, start, random, largest),
+                lambda: start,
+            )
+            done = _by_solves(matrix, solver, wider, jnp.asarray(_FRESH_ROUNDS), largest, goal / _CAUTION)
             return done._replace(error=_CAUTION * done.error), lower
 
         # half the time of a QR factorisation on a CPU and less elsewhere; the factor only finds directions, and if its
@@ -304,6 +310,13 @@ def _by_changes(matrix: _Scaled, solver: _Solver, found: Triplets, random: jax.A
 
     known = orthonormal(solver.times_upper(found.v))
     directions = solver.upper(_krylov(changed, solver.lower(random), known))
+    return _smallest_within(matrix, found, directions, found.error, largest)
+
+
+def _by_inverse(matrix: _Scaled, solver: _Solver, found: Triplets, random: jax.Array, largest: jax.Array) -> Triplets:
+    """Look for smaller values in a Krylov space of (L L^H)^-1, for a new L."""
+    smallest = jnp.square(found.s[-1] / jnp.where(largest > 0, largest, 1)).astype(random.dtype)
+    directions = _krylov(lambda rows: smallest * solver.upper(solver.lower(rows)), random, found.v)
     return _smallest_within(matrix, found, directions, found.error, largest)
 
 

@@ -38,7 +38,7 @@ class Track(NamedTuple):
 
     Attributes:
         factor: Their last factorisations.
-        sketch: Products with some fixed vectors of signs, shape (count, 2, m): the Frobenius norm of their change is
+        sketch: Products with some fixed random vectors, shape (count, 2, m): the Frobenius norm of their change is
             near that of the matrix.
         change: The usual change in a step; inf where none was seen yet.
         unseen: Change since the last look outside the vectors, as a share of the Frobenius norm.
@@ -57,7 +57,7 @@ class Seen(NamedTuple):
         followed: The triplets on the vectors of the step before.
         basis: The right vectors at the top for the next step, the last one after a step of power iteration: by it a
             direction that grows from outside the block to the largest one is found.
-        sketch: The products with two vectors of signs, shape (2, m).
+        sketch: The products with two fixed random vectors, shape (2, m).
     """
 
     followed: Followed
@@ -163,16 +163,18 @@ def improved(
         return jax.tree.map(lambda leaf: leaf[None], alone)
 
     found, factor = jax.lax.cond(jnp.any(needing), all_of_them, lambda: (found, track.factor))
-    return found, needing, track._replace(factor=factor, unseen=jnp.where(looking, 0, track.unseen))
+    looked = looking & jnp.isfinite(seen.followed.top.s[:, 0])
+    return found, needing, track._replace(factor=factor, unseen=jnp.where(looked, 0, track.unseen))
 
 
-def _signs(like: jax.Array) -> jax.Array:
+def _probes(like: jax.Array) -> jax.Array:
+    """Return the vectors by which changes are measured; signs would be blind to differences of two columns."""
     n = like.shape[-1]
-    return jnp.asarray(np.random.default_rng(n).choice(np.array([-1, 1], np.int8), (_SKETCH, n))).astype(like.dtype)
+    return jnp.asarray(np.random.default_rng(n).standard_normal((_SKETCH, n)), like.dtype)
 
 
 def _sketch(matrices: jax.Array) -> jax.Array:
-    return jnp.einsum("kn,cmn->ckm", _signs(matrices), matrices, precision=vectors.HIGHEST)
+    return jnp.einsum("kn,cmn->ckm", _probes(matrices), matrices, precision=vectors.HIGHEST)
 
 
 def _observed(sketch: jax.Array, track: Track, least: jax.Array, share: float) -> tuple[Track, jax.Array]:
@@ -204,7 +206,7 @@ def _look_at(matrix: jax.Array, top: jax.Array, bottom: jax.Array | None) -> See
     """Return the triplets on both blocks, and what else is seen of a matrix."""
     blocks = [top] if bottom is None else [top, bottom]
     ends = np.cumsum([block.shape[0] for block in blocks])
-    *images, sketch = jnp.split(vectors.matmul(jnp.concatenate([*blocks, _signs(matrix)]), matrix.T), ends)
+    *images, sketch = jnp.split(vectors.matmul(jnp.concatenate([*blocks, _probes(matrix)]), matrix.T), ends)
     finite = jnp.all(jnp.isfinite(sketch))
     found = []
     for image, block in zip(images, blocks, strict=True):

@@ -283,3 +283,57 @@ def test_a_jump_behind_a_matrix_that_is_not_finite():
 def test_tolerances_out_of_range(tolerance):
     with pytest.raises((ValueError, TypeError), match="tolerance"):
         condition_number_penalty(tolerance=tolerance)
+
+
+@pytest.mark.parametrize("tolerance", [None, 1e-2])
+def test_a_matrix_that_is_not_finite_when_a_renewal_is_due(tolerance):
+    """The renewal waits: nothing of such a matrix goes into the vectors or the factor."""
+    penalty = condition_number_penalty(block_size=1, tolerance=tolerance, renew_every=3)
+    A = matrix(10.0, seed=4)
+    state, apply = jax.jit(penalty.init)(params_of(A), jax.random.key(0)), jax.jit(penalty.apply)
+    for index, moved in enumerate(drifting(A, 1e-3, 12, turning=True)):
+        broken = index in (3, 4)
+        value, state = apply(params_of(moved * np.nan if broken else moved), state)
+        assert np.isnan(value) == broken
+        if not broken:
+            assert_allclose(value, np.log(10), rtol=2e-2)
+
+
+@pytest.mark.parametrize("renew_every", [2, 64])
+def test_a_value_that_jumps_outside_the_block_as_a_renewal_is_made(renew_every):
+    """The factorisation that a jump asks for holds the new value already: it is looked for with the new one."""
+    rng = np.random.default_rng(2)
+    u, v = (np.linalg.qr(rng.standard_normal((size, N)))[0] for size in (M, N))
+    values = np.linspace(1, 2, N)
+    penalty = condition_number_penalty(block_size=1, tolerance=1e-2, renew_every=renew_every)
+    state = jax.jit(penalty.init)(params_of((u * values) @ v.T), jax.random.key(0))
+    apply = jax.jit(penalty.apply)
+    for index in range(12):
+        values[20] = 0.9 if index >= 6 else values[20]
+        A = (u * values) @ v.T + 1e-5 * rng.standard_normal((M, N))
+        _, state = apply(params_of(A), state)
+        check(state.measurements, A, within=1e-2)
+
+
+def test_a_difference_of_two_columns_is_seen():
+    """Vectors of signs would not change with it wherever they agree in both."""
+    A = np.diag(np.linspace(1, 2, N))
+    for other in range(31, 41):
+        state = INIT(params_of(A), jax.random.key(0))
+        for step in range(3):
+            _, state = APPLY(params_of(A * (1 + 1e-5 * step)), state)
+        B = A.copy()
+        B[70, 30], B[70, other] = 3, -3
+        _, state = APPLY(params_of(B), state)
+        check(state.measurements, B, within=1e-2)
+
+
+def test_states_of_other_penalties_are_refused():
+    params = params_of(matrix(10.0))
+    state = INIT(params, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"must track 180x140 float32, 4 \+ 4, got nothing"):
+        PENALTY.apply(params, state._replace(tracks={}))
+    with pytest.raises(ValueError, match=r"vectors of w of shape \(1, 140\), got \(4, 140\)"):
+        condition_number_penalty(block_size=1).apply(params, state)
+    with pytest.raises(ValueError, match="must hold vectors of other, got w"):
+        PENALTY.apply({"other": params["w"]}, state)
