@@ -1,6 +1,9 @@
 """Values that are followed with a tolerance, against LAPACK's in float64: drift, abrupt changes, degenerate cases."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -337,3 +340,38 @@ def test_states_of_other_penalties_are_refused():
         condition_number_penalty(block_size=1).apply(params, state)
     with pytest.raises(ValueError, match="must hold vectors of other, got w"):
         PENALTY.apply({"other": params["w"]}, state)
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from spectrax.regularizers import condition_number_penalty
+
+mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+rng = np.random.default_rng(0)
+shapes = {"a": (256, 192), "b": (192, 256), "c": (64, 32)}
+params = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+penalty = condition_number_penalty(tolerance=1e-2)
+
+def placed(step):
+    moved = {name: jnp.asarray(w * (1 + 1e-3 * step), jnp.float32) for name, w in params.items()}
+    return {name: jax.device_put(w, NamedSharding(mesh, P("d", None))) for name, w in moved.items()}
+
+state = jax.jit(penalty.init)(placed(0), jax.random.key(0))
+gradient = jax.jit(jax.value_and_grad(penalty.apply, has_aux=True))
+for step in range(10):
+    (value, state), slope = gradient(placed(step), state)
+for name, w in params.items():
+    s = np.linalg.svd(w * 1.009, compute_uv=False)
+    np.testing.assert_allclose(state.measurements.sigma_max[name], s[0], rtol=1e-2)
+    np.testing.assert_allclose(state.measurements.sigma_min[name], s[-1], rtol=1e-2)
+    assert state.measurements.converged[name]
+    assert slope[name].sharding.num_devices == 8
+    assert np.isfinite(slope[name]).all()
+"""
+
+
+def test_parameters_that_are_sharded_over_devices():
+    """On eight host devices; their collectives need as many threads, which JAX takes from NPROC."""
+    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16"}
+    subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | settings, check=True, timeout=300)
