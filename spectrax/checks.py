@@ -40,6 +40,16 @@ def inexact(name: str, dtype: Any) -> None:
         raise TypeError(f"{name} must have a floating-point or complex dtype, got {jnp.dtype(dtype).name}")
 
 
+def leading_axis(name: str, tree: Any) -> int:
+    """Return the length of the leading axis of all leaves; `ValueError` unless there is one."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if not shapes or any(not shape for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(
+            f"{name} must have one leading batch axis of the same length on every leaf, got shapes {shapes}"
+        )
+    return shapes[0][0]
+
+
 def key(name: str, value: Any) -> None:
     """Raise `TypeError` unless `value` is one PRNG key (typed, or two raw `uint32`)."""
     aval = getattr(value, "dtype", None)

@@ -1,7 +1,14 @@
-"""What has a spectrum: linear operators, Jacobians, convolutions."""
+"""What has a spectrum: linear operators, Jacobians, curvature, convolutions."""
 
 from spectrax.operators.conversion import aslinearoperator
 from spectrax.operators.convolution import conv_operator
+from spectrax.operators.curvature import (
+    empirical_fisher_operator,
+    fisher_operator,
+    ggn_operator,
+    hessian_operator,
+    ntk_operator,
+)
 from spectrax.operators.jacobian import batched_jacobian, jacobian, jacobian_operator
 from spectrax.operators.linear_operator import LinearOperator
 
@@ -10,6 +17,11 @@ __all__ = [
     "aslinearoperator",
     "batched_jacobian",
     "conv_operator",
+    "empirical_fisher_operator",
+    "fisher_operator",
+    "ggn_operator",
+    "hessian_operator",
     "jacobian",
     "jacobian_operator",
+    "ntk_operator",
 ]

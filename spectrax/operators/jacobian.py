@@ -170,12 +170,7 @@ def batched_jacobian(
     """
     checks.choice("mode", mode, ("auto", "forward", "reverse"))
     xs = jax.tree.map(jnp.asarray, xs)
-    leaves = jax.tree.leaves(xs)
-    if not leaves or any(leaf.ndim == 0 for leaf in leaves) or len({leaf.shape[0] for leaf in leaves}) != 1:
-        raise ValueError(
-            f"xs must have one leading batch axis of the same length on every leaf, got shapes "
-            f"{[leaf.shape for leaf in leaves]}"
-        )
+    count = checks.leading_axis("xs", xs)
 
     def one(x):
         return jacobian(function, x, *args, mode=mode)
@@ -183,7 +178,7 @@ def batched_jacobian(
     if chunk_size is None:
         return jax.vmap(one)(xs)
     checks.positive_integer("chunk_size", chunk_size)
-    return jax.lax.map(one, xs, batch_size=min(chunk_size, leaves[0].shape[0]))
+    return jax.lax.map(one, xs, batch_size=min(chunk_size, count))
 
 
 def _lines(product: Callable, struct: PyTree, count: int, dtype: Any, chunk_size: int | None) -> jax.Array:
