@@ -145,6 +145,22 @@ def gram(a: PyTree, b: PyTree) -> jax.Array:
     return _total(products)
 
 
+def projections(basis: PyTree, block: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Return the inner products of a basis with a block and of the block with itself, in one reduction.
+
+    Args:
+        basis: A stack of `count` vectors.
+        block: A stack of `width` vectors.
+
+    Returns:
+        The matrices <basis_i, block_j>, shape (count, width), and <block_i, block_j>, shape (width, width).
+    """
+    if count(block) == 1:  # as products with one vector: XLA has slow loops for a matrix of one column
+        single = row(block, 0)
+        return rows_vdot(basis, single)[:, None], rows_vdot(block, single)[:, None]
+    return gram(basis, block), gram(block, block)
+
+
 def _total(terms: list[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, terms)
 

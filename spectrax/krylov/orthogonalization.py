@@ -1,5 +1,6 @@
 """Gram-Schmidt of a block of vectors against a stack of rows, and fresh directions where a recurrence breaks down."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,10 @@ from spectrax import vectors
 
 PyTree = Any
 _RELIABLE = 0.25  # a pass that takes away less than 3/4 of a squared norm leaves nothing for a second one
-_FRESH_PASSES = 3
+_PASSES, _FRESH_PASSES = 2, 3
+_SPARE_PASSES = 4  # where what is left of a block is still ill-conditioned
+_KNOWN = 1e2  # in units of its error: what must be left of a squared length to scale a vector up by it
+_EVEN = 0.125  # sums of inner products between the vectors of a block below which one pass makes it orthonormal
 
 
 class Orthonormalized(NamedTuple):
@@ -31,10 +35,11 @@ class Orthonormalized(NamedTuple):
 
 class _Pass(NamedTuple):
     remaining: jax.Array
+    spare: jax.Array
+    outside: jax.Array
     rows: PyTree
     coefficients: jax.Array
     factor: jax.Array
-    lengths: jax.Array
     shrinkage: jax.Array
     replaced: jax.Array
 
@@ -46,7 +51,6 @@ def orthonormalize(
     number: jax.Array,
     scale: jax.Array,
     *,
-    passes: int = 2,
     enough: jax.Array | None = None,
 ) -> Orthonormalized:
     """Remove from each vector of a block its components along an orthonormal basis, and orthonormalise what is left.
@@ -54,9 +58,16 @@ def orthonormalize(
     Rows of the basis that are not in use yet must be zero: products over the full width are faster than slices whose
     size changes. Classical Gram-Schmidt; two passes leave vectors orthogonal to working precision (Giraud, Langou &
     Rozloznik 2005, doi:10.1016/j.camwa.2005.08.009), and the second is taken only where the first took away most of a
-    vector (Daniel, Gragg, Kaufman & Stewart 1976, doi:10.2307/2005398). Inside of the block it is two passes always.
-    Where only round-off is left, the recurrence has broken down, and a fresh direction takes the place of the vector,
-    with three passes, since nearly all of a random vector can lie in the span of a basis that almost fills the space.
+    vector (Daniel, Gragg, Kaufman & Stewart 1976, doi:10.2307/2005398).
+
+    A pass makes one reduction over the entries of the vectors, and so one all-reduce where they are sharded: the inner
+    products with the basis and those inside of the block are taken together, and what remains of the latter follows
+    from Pythagoras (Carson, Lund, Rozloznik & Thomas 2021, doi:10.1137/21M1394424). Their Cholesky factor makes the
+    block orthonormal. Departure: vectors of which less is left than such a difference can tell are freed of the others
+    and not scaled up, and the next pass sees what they are (where Fukaya et al. 2020, doi:10.1137/18M1218212, shift the
+    whole matrix). Of dependent vectors, which are what blocks hold at convergence, it sees round-off: the recurrence
+    has broken down, and a fresh direction takes the place of each, with three passes, since nearly all of a random
+    vector can lie in the span of a basis that almost fills the space.
 
     Args:
         basis: A stack of `count` orthonormal or zero vectors.
@@ -64,7 +75,6 @@ def orthonormalize(
         seed: The `direction_seed` that fresh directions come from.
         number: Which of the fresh directions to take first; another number gives other ones.
         scale: The size of the operator, to tell round-off by; zero if it is not known yet.
-        passes: How often the projection is taken at most.
         enough: A single vector of this length or more is known to be orthogonal, and only normalised.
 
     Returns:
@@ -72,92 +82,127 @@ def orthonormalize(
     """
     width = vectors.count(block)
     eps = vectors.eps(block)
-    dtype = vectors.result_dtype(vectors.structure(block))
+    struct = vectors.structure(block)
+    dtype = vectors.result_dtype(struct)
     reference = jax.lax.cond(scale > 0, lambda: scale, lambda: vectors.peak(block))
     reference = jnp.where((reference > 0) & jnp.isfinite(reference), reference, jnp.ones_like(reference))
     scale = scale / reference
+    error = eps * (8 + math.sqrt(vectors.size(struct) / width))
+
+    def against_basis(rows: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
+        removed, inside = vectors.projections(basis, rows)
+        return removed, inside, vectors.subtract(rows, vectors.combine(removed.T, basis))
+
+    def within(rows: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
+        return jnp.zeros((vectors.count(basis), width), dtype), vectors.gram(rows, rows), rows
 
     def project(state: _Pass) -> _Pass:
         if width == 1:
-            removed = vectors.rows_vdot(basis, vectors.row(state.rows, 0))[:, None]
+            removed, inside, rows = against_basis(state.rows)
         else:
-            removed = vectors.gram(basis, state.rows)
-        rows = vectors.subtract(state.rows, vectors.combine(removed.T, basis))
-        # a single vector is normalised at the end only, which saves a pass over it
-        rows, factor = (rows, vectors.lengths(rows).astype(dtype)[None]) if width == 1 else _triangular(rows, removed)
-        coefficients = state.coefficients + jnp.matmul(removed, state.factor, precision=vectors.HIGHEST)
-        before = jnp.sum(jnp.square(jnp.abs(removed)), 0) + jnp.sum(jnp.square(jnp.abs(factor)), 0)
-        shrinkage = jnp.square(jnp.abs(jnp.diagonal(factor))) / jnp.where(before > 0, before, 1)
-        total = state.factor if width == 1 else jnp.matmul(factor, state.factor, precision=vectors.HIGHEST)
-        left = jnp.abs(jnp.diagonal(factor if width == 1 else total))
-        reliable = jnp.all(shrinkage >= _RELIABLE) & ~jnp.any(state.replaced)
-        remaining = jnp.where(reliable, 0, state.remaining - 1)
-        size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(coefficients)), jnp.max(left)), scale)
-        replace = (remaining == 0) & ~state.replaced & (left <= 8 * eps * size)
+            removed, inside, rows = jax.lax.cond(state.outside, within, against_basis, state.rows)
+        before = jnp.diagonal(inside).real
+        coefficients = state.coefficients + vectors.matmul(removed, state.factor)
+        entering = jnp.sqrt(before) * jnp.abs(jnp.diagonal(state.factor))
+        size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(coefficients)), jnp.max(entering)), scale)
+        noise = ~state.replaced & (entering <= 8 * eps * size)
+        left = inside - vectors.matmul(vectors.adjoint(removed), removed)
+        triangle, inverse, shrinkage, even = _triangular(left, before, noise, error)
+        rows = vectors.scale_rows(inverse[0], rows) if width == 1 else vectors.combine(inverse.T, rows)
+        factor = vectors.matmul(triangle, state.factor)
+        outside = jnp.all(noise | (shrinkage >= _RELIABLE))
+        reliable = outside & even
+        remaining = jnp.where(reliable & ~jnp.any(state.replaced), 0, state.remaining - 1)
+        rough = (remaining == 0) & ~reliable & (state.spare > 0)
+        remaining = jnp.where(rough, 1, remaining)
+        replace = (remaining == 0) & noise
         rows = jax.lax.cond(
             jnp.any(replace), lambda: vectors.select(replace, random_rows(seed, number, rows), rows), lambda: rows
         )
         return _Pass(
             remaining=jnp.where(jnp.any(replace), _FRESH_PASSES, remaining),
+            spare=state.spare - rough.astype(jnp.int32),
+            outside=outside & ~jnp.any(replace),
             rows=rows,
             coefficients=coefficients,
-            factor=jnp.where(replace[:, None], jnp.zeros_like(total), total),
-            lengths=left,
+            factor=jnp.where(replace[:, None], jnp.zeros_like(factor), factor),
             shrinkage=shrinkage,
             replaced=state.replaced | replace,
         )
 
     rows = jax.tree.map(lambda leaf: leaf / reference.astype(leaf.dtype), block)
-    lengths = jnp.zeros((width,), reference.dtype)
-    remaining = jnp.asarray(passes, jnp.int32)
-    if enough is not None:
-        lengths = vectors.lengths(rows)
-        remaining = jnp.where(lengths[0] * reference >= enough, 0, remaining)
     start = _Pass(
-        remaining=remaining,
+        remaining=jnp.asarray(_PASSES, jnp.int32),
+        spare=jnp.asarray(_SPARE_PASSES, jnp.int32),
+        outside=jnp.zeros((), bool),
         rows=rows,
         coefficients=jnp.zeros((vectors.count(basis), width), dtype),
         factor=jnp.eye(width, dtype=dtype),
-        lengths=lengths,
         shrinkage=jnp.zeros((width,), reference.dtype),
         replaced=jnp.zeros((width,), bool),
     )
+    if enough is not None:
+        length = vectors.lengths(rows)
+        known = length * reference >= enough
+        start = start._replace(
+            remaining=jnp.where(known[0], 0, start.remaining),
+            rows=vectors.scale_rows(jnp.where(known, 1 / length, 1), rows),
+            factor=jnp.where(known, length, 1).astype(dtype)[None],
+        )
     # a loop, although it runs once or twice: one copy of its body halves the compile time of a step
     end = jax.lax.while_loop(lambda state: state.remaining > 0, project, start)
     nothing_left = end.replaced & (end.shrinkage < _RELIABLE)
-    inverse = jnp.where(nothing_left | (end.lengths == 0), 0, 1 / jnp.where(end.lengths == 0, 1, end.lengths))
-    factor = end.factor * end.lengths.astype(dtype) if width == 1 else end.factor
-    keep = inverse if width == 1 else jnp.where(nothing_left, 0, 1)
-    rows = vectors.scale_rows(keep, end.rows)
+    rows = vectors.scale_rows(jnp.where(nothing_left, 0, 1), end.rows)
     unit = reference.astype(dtype)
-    return Orthonormalized(end.coefficients * unit, factor * unit, rows, end.replaced)
+    return Orthonormalized(end.coefficients * unit, end.factor * unit, rows, end.replaced)
 
 
-def _triangular(block: PyTree, removed: jax.Array) -> tuple[PyTree, jax.Array]:
-    """Return the rows and the upper triangular factor of w_j = sum_i factor_ij rows_i.
+def _triangular(
+    gram: jax.Array, before: jax.Array, noise: jax.Array, error: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Return the factor of w_j = sum_i factor_ij rows_i, from the inner products of vectors w_j, and its inverse.
 
-    A row of which nothing but round-off is left, beside what was removed from it before, is zero: the rows after it
-    must not be freed of a direction that is going to be replaced.
+    Args:
+        gram: What is left of the inner products, shape (block, block).
+        before: The squared lengths that the vectors had, shape (block,).
+        noise: Which vectors are to become zero, since they are round-off.
+        error: That of `gram`, in units of the vectors' lengths before.
+
+    Returns:
+        The factor, upper triangular, and its inverse, both with zeros for vectors that become zero; the shares of
+        `before` that the vectors have outside of those before them; and whether one pass leaves the block orthonormal.
     """
-    width, eps = vectors.count(block), vectors.eps(block)
-    dtype = vectors.result_dtype(vectors.structure(block))
-    sizes = jnp.maximum(vectors.lengths(block), jnp.max(jnp.abs(removed), 0))
+    width = len(gram)
+    unit = jnp.where(noise | (before == 0), 0, 1 / jnp.sqrt(jnp.where(before > 0, before, 1))).astype(gram.dtype)
+    length = jnp.where(noise, 0, jnp.sqrt(before)).astype(gram.dtype)
+    scaled = unit[:, None] * gram * unit
+    if width == 1:
+        share = scaled[0].real
+        pivot = jnp.where(share < _KNOWN * error, 1, jnp.sqrt(share)).astype(gram.dtype)
+        return (length * pivot)[None], (unit / pivot)[None], share, jnp.ones((), bool)
 
-    def reduce(index: jax.Array, done: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
-        rows, factor = done
-        w = vectors.rows(block, index, 1)
-        column = jnp.zeros((width,), dtype)
-        for _ in range(2):
-            part = vectors.gram(rows, w)
-            w = vectors.subtract(w, vectors.combine(part.T, rows))
-            column = column + part[:, 0]
-        length = vectors.lengths(w)[0]
-        length = jnp.where(length <= 8 * eps * sizes[index], jnp.zeros_like(length), length)
-        factor = factor.at[:, index].set(column.at[index].set(length.astype(dtype)))
-        return vectors.set_rows(rows, index, vectors.divide(w, length)), factor
+    def eliminate(index: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        rest, wrong, factor, inverse, shares = state
+        share = rest[index, index].real
+        known = share >= _KNOWN * wrong[index]
+        pivot = jnp.where(known, jnp.sqrt(jnp.where(known, share, 1)), 1)
+        later = known & (jnp.arange(width, dtype=jnp.int32) > index)
+        row = jnp.where(later, rest[index] / pivot.astype(rest.dtype), 0)
+        column = -vectors.matmul(inverse, factor[:, index]).at[index].add(-1)
+        return (
+            rest - row[:, None].conj() * row,
+            wrong + 2 * error * jnp.abs(row) / pivot,
+            factor.at[index].set(row.at[index].set(pivot.astype(row.dtype))),
+            inverse.at[:, index].set(column / pivot.astype(column.dtype)),
+            shares.at[index].set(share),
+        )
 
-    nothing = jax.tree.map(jnp.zeros_like, block)
-    return jax.lax.fori_loop(0, width, reduce, (nothing, jnp.zeros((width, width), dtype)))
+    nothing = jnp.zeros_like(scaled)
+    start = (scaled, jnp.full_like(before, error), nothing, nothing, jnp.zeros_like(before))
+    _, _, factor, inverse, shares = jax.lax.fori_loop(0, width, eliminate, start)
+    # how far the vectors were from orthogonal bounds the condition of the block, and by it the error of one pass
+    even = jnp.max(jnp.sum(jnp.abs(scaled), 0) - jnp.abs(jnp.diagonal(scaled))) <= _EVEN
+    return factor * length, unit[:, None] * inverse, shares, even
 
 
 def direction_seed(key: jax.Array) -> jax.Array:
