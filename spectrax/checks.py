@@ -34,6 +34,13 @@ def number_in(name: str, value: Any, low: float, high: float, *, low_open: bool 
         raise ValueError(f"{name} must lie in {'(' if low_open else '['}{low}, {high}], got {value}")
 
 
+def level(value: Any) -> None:
+    """Raise unless a level of confidence is a real number in (0, 1)."""
+    number_in("level", value, 0.0, 1.0, low_open=True)
+    if value == 1:
+        raise ValueError("level must lie in (0, 1), got 1")
+
+
 def inexact(name: str, dtype: Any) -> None:
     """Raise `TypeError` unless `dtype` is a floating-point or complex dtype."""
     if not jnp.issubdtype(dtype, jnp.inexact):

@@ -21,6 +21,7 @@ class Status(enum.IntEnum):
     NOT_FINITE = 3
     ADJOINT_MISMATCH = 4
     BREAKDOWN = 5
+    NOT_POSITIVE_DEFINITE = 6
 
     @property
     def text(self) -> str:
@@ -51,6 +52,10 @@ _TEXTS = {
         "did not converge, and the recurrence broke down on the way, which went on with random directions: repeated or "
         "zero singular values, or products that lose their digits; give more max_matvecs, a block_size of the number "
         "of copies, or use Dense()"
+    ),
+    Status.NOT_POSITIVE_DEFINITE: (
+        "not positive definite: an eigenvalue that is negative, or zero to round-off, came up where all have to be "
+        "positive; add a multiple of the identity"
     ),
 }
 
@@ -140,8 +145,8 @@ class Quantity:
 
     Attributes:
         value: The number as it was computed.
-        lower: A lower bound of the true number.
-        upper: An upper bound of the true number; inf where none is known.
+        lower: A lower bound of the true number; for an estimate by random probes, the end of its confidence interval.
+        upper: An upper bound of the true number, likewise; inf where none is known.
         status: A number of `Status`.
         kind: "exact" (to round-off), "lower" or "upper" (the side of the truth that the value is on), or "estimate". A
             value of inf says "numerically singular" for every kind.

@@ -11,6 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from spectrax import layouts
+from spectrax.layouts import Layout
+
 PyTree = Any
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -58,7 +61,9 @@ def is_complex(dtype: Any) -> bool:
 
 def working_struct(struct: PyTree) -> PyTree:
     """Return `struct` with every dtype replaced by the one to compute in."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, working_dtype(leaf.dtype)), struct)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, working_dtype(leaf.dtype), sharding=leaf.sharding), struct
+    )
 
 
 def cast(tree: PyTree, struct: PyTree) -> PyTree:
@@ -145,16 +150,20 @@ def gram(a: PyTree, b: PyTree) -> jax.Array:
     return _total(products)
 
 
-def projections(basis: PyTree, block: PyTree) -> tuple[jax.Array, jax.Array]:
+def projections(basis: PyTree, block: PyTree, layout: Layout | None = None) -> tuple[jax.Array, jax.Array]:
     """Return the inner products of a basis with a block and of the block with itself, in one reduction.
 
     Args:
         basis: A stack of `count` vectors.
         block: A stack of `width` vectors.
+        layout: How the vectors lie on devices; None to leave that to the compiler.
 
     Returns:
         The matrices <basis_i, block_j>, shape (count, width), and <block_i, block_j>, shape (width, width).
     """
+    if layout is not None:
+        both = layouts.summed(lambda a, b: jnp.concatenate(projections(a, b)), layout)(basis, block)
+        return both[: count(basis)], both[count(basis) :]
     if count(block) == 1:  # as products with one vector: XLA has slow loops for a matrix of one column
         single = row(block, 0)
         return rows_vdot(basis, single)[:, None], rows_vdot(block, single)[:, None]

@@ -4,10 +4,12 @@ from spectrax.krylov.davidson import smallest_triplets
 from spectrax.krylov.extremes import eigenpairs, singular_triplets
 from spectrax.krylov.factorization import stacked
 from spectrax.krylov.orthogonalization import random_stack
+from spectrax.krylov.quadrature import Jacobi
 from spectrax.krylov.solves import minres
 from spectrax.krylov.task import Task, Triplets
 
 __all__ = [
+    "Jacobi",
     "Task",
     "Triplets",
     "eigenpairs",

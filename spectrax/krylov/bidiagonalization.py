@@ -2,14 +2,23 @@
 
 import jax.numpy as jnp
 
-from spectrax import vectors
+from spectrax import layouts, vectors
 from spectrax.krylov.factorization import Factorization, Product
 from spectrax.krylov.orthogonalization import orthonormalize
+from spectrax.layouts import Sides
 
+_ANYWHERE = Sides()
 _LOSS = 32  # in units of round-off: how far from orthogonal left rows may become before they are orthogonalised
 
 
-def step(matmat: Product, rmatmat: Product, state: Factorization, *, one_sided: bool = False) -> Factorization:
+def step(
+    matmat: Product,
+    rmatmat: Product,
+    state: Factorization,
+    *,
+    one_sided: bool = False,
+    sides: Sides = _ANYWHERE,
+) -> Factorization:
     """Extend both bases by one block, at the cost of one product with A and one with A^H for each of its vectors.
 
     The coefficients of B are those that the orthogonalisation measured, so that the same step serves after a restart,
@@ -26,6 +35,7 @@ def step(matmat: Product, rmatmat: Product, state: Factorization, *, one_sided: 
         rmatmat: A stack of left vectors -> A^H u for each of them.
         state: A factorisation with room for one block more.
         one_sided: Whether single left rows go without where that bound is small.
+        sides: How the vectors of both sides lie on devices, where that is known.
 
     Returns:
         The factorisation with one block more.
@@ -34,12 +44,15 @@ def step(matmat: Product, rmatmat: Product, state: Factorization, *, one_sided: 
     block = vectors.rows(state.right, index, width)
     before = jnp.maximum(index - width, 0)
     known = state.coupling.conj().T
-    image = vectors.subtract(matmat(block), vectors.combine(known.T, vectors.rows(state.left, before, width)))
+    image = layouts.constrain(matmat(block), sides.left, stacked=True)
+    image = vectors.subtract(image, vectors.combine(known.T, vectors.rows(state.left, before, width)))
     unit, loss, enough = vectors.eps(block), state.loss, None
     if one_sided and width == 1:
         inherited = jnp.abs(state.coupling[0, 0]) * loss + 2 * jnp.maximum(unit, state.mismatch) * state.scale
         enough = jnp.where((loss < 1) & (inherited > 0), inherited / (_LOSS * unit), jnp.inf)  # not for zero matrices
-    left = orthonormalize(state.left, image, state.left_seed, state.draws, state.scale, enough=enough)
+    left = orthonormalize(
+        state.left, image, state.left_seed, state.draws, state.scale, enough=enough, layout=sides.left
+    )
     if enough is not None:
         length = jnp.abs(left.factor[0, 0])
         kept = inherited / jnp.where(length > 0, length, 1)
@@ -48,8 +61,9 @@ def step(matmat: Product, rmatmat: Product, state: Factorization, *, one_sided: 
     columns = columns + vectors.set_rows(jnp.zeros_like(columns), before, known)
     scale = jnp.maximum(state.scale, jnp.max(jnp.abs(columns)))
 
-    image = vectors.subtract(rmatmat(left.rows), vectors.combine(left.factor.conj(), block))
-    right = orthonormalize(state.right, image, state.right_seed, state.draws, scale)
+    image = layouts.constrain(rmatmat(left.rows), sides.right, stacked=True)
+    image = vectors.subtract(image, vectors.combine(left.factor.conj(), block))
+    right = orthonormalize(state.right, image, state.right_seed, state.draws, scale, layout=sides.right)
     scale = jnp.maximum(scale, jnp.max(jnp.abs(right.factor)))
     deviation = jnp.max(jnp.abs(right.coefficients)) / jnp.where(scale > 0, scale, 1)
     return state._replace(

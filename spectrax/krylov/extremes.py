@@ -71,7 +71,7 @@ def singular_triplets(
     task = task._replace(hermitian=False)
 
     def step(bases: Factorization) -> Factorization:
-        return bidiagonalization.step(matmat, rmatmat, bases, one_sided=task.one_sided)
+        return bidiagonalization.step(matmat, rmatmat, bases, one_sided=task.one_sided, sides=task.sides)
 
     return finalize(task, search(task, step, init(task, start, left_struct, key)))
 
@@ -100,6 +100,6 @@ def eigenpairs(task: Task, matmat: Product, start: PyTree, key: jax.Array) -> Tr
     task = task._replace(hermitian=True)
 
     def step(bases: Factorization) -> Factorization:
-        return tridiagonalization.step(matmat, bases)
+        return tridiagonalization.step(matmat, bases, layout=task.sides.right)
 
     return finalize(task, search(task, step, init(task, start, None, key)))

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax import vectors
+from spectrax import layouts, vectors
 from spectrax.krylov.orthogonalization import direction_seed, orthonormalize, random_rows
+from spectrax.layouts import Sides
 
 PyTree = Any
+_ANYWHERE = Sides()
 Product = Callable[[PyTree], PyTree]
 
 
@@ -75,7 +77,14 @@ def stacked(product: Product) -> Product:
     return apply
 
 
-def init(key: jax.Array, start: PyTree, left_struct: PyTree | None, subspace_size: int) -> Factorization:
+def init(
+    key: jax.Array,
+    start: PyTree,
+    left_struct: PyTree | None,
+    subspace_size: int,
+    *,
+    sides: Sides = _ANYWHERE,
+) -> Factorization:
     """Return the state before the first step.
 
     Args:
@@ -83,6 +92,7 @@ def init(key: jax.Array, start: PyTree, left_struct: PyTree | None, subspace_siz
         start: A stack of b right vectors; those that are zero or depend on others are replaced by random ones.
         left_struct: The structure of the left vectors, or None for a Hermitian operator.
         subspace_size: p, how many columns the bases have room for.
+        sides: How the vectors of both sides lie on devices, where that is known.
 
     Returns:
         A factorisation of no columns.
@@ -91,7 +101,8 @@ def init(key: jax.Array, start: PyTree, left_struct: PyTree | None, subspace_siz
     dtype, width = vectors.result_dtype(right_struct), vectors.count(start)
     real = vectors.real_dtype(dtype)
     right_key, left_key = jax.random.split(key)
-    right = vectors.zeros(right_struct, subspace_size + width)
+    right = layouts.constrain(vectors.zeros(right_struct, subspace_size + width), sides.right, stacked=True)
+    left = None if left_struct is None else vectors.zeros(left_struct, subspace_size)
     right_seed = direction_seed(right_key)
     nought = jnp.zeros((), real)
     if width == 1:  # the second copy of a program that would be needed for more
@@ -100,11 +111,11 @@ def init(key: jax.Array, start: PyTree, left_struct: PyTree | None, subspace_siz
         fresh = vectors.divide(fresh, vectors.norm(fresh))
         rows = vectors.select((length == 0)[None], fresh, vectors.divide(start, length))
     else:
-        rows = orthonormalize(right, start, right_seed, jnp.zeros((), jnp.int32), nought).rows
+        rows = orthonormalize(right, start, right_seed, jnp.zeros((), jnp.int32), nought, layout=sides.right).rows
     return Factorization(
         size=jnp.zeros((), jnp.int32),
         right=vectors.set_rows(right, 0, rows),
-        left=None if left_struct is None else vectors.zeros(left_struct, subspace_size),
+        left=left if left is None else layouts.constrain(left, sides.left, stacked=True),
         projected=jnp.zeros((subspace_size, subspace_size), dtype),
         coupling=jnp.zeros((width, width), dtype),
         scale=nought,

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax import vectors
+from spectrax import layouts, vectors
+from spectrax.layouts import Layout
 
 PyTree = Any
 _RELIABLE = 0.25  # a pass that takes away less than 3/4 of a squared norm leaves nothing for a second one
@@ -52,6 +53,7 @@ def orthonormalize(
     scale: jax.Array,
     *,
     enough: jax.Array | None = None,
+    layout: Layout | None = None,
 ) -> Orthonormalized:
     """Remove from each vector of a block its components along an orthonormal basis, and orthonormalise what is left.
 
@@ -76,6 +78,7 @@ def orthonormalize(
         number: Which of the fresh directions to take first; another number gives other ones.
         scale: The size of the operator, to tell round-off by; zero if it is not known yet.
         enough: A single vector of this length or more is known to be orthogonal, and only normalised.
+        layout: How the vectors lie on devices, where that is known.
 
     Returns:
         The coefficients, the factor, the rows, and which of them are fresh.
@@ -90,11 +93,11 @@ def orthonormalize(
     error = eps * (8 + math.sqrt(vectors.size(struct) / width))
 
     def against_basis(rows: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
-        removed, inside = vectors.projections(basis, rows)
+        removed, inside = vectors.projections(basis, rows, layout)
         return removed, inside, vectors.subtract(rows, vectors.combine(removed.T, basis))
 
     def within(rows: PyTree) -> tuple[jax.Array, jax.Array, PyTree]:
-        return jnp.zeros((vectors.count(basis), width), dtype), vectors.gram(rows, rows), rows
+        return jnp.zeros((vectors.count(basis), width), dtype), layouts.summed(vectors.gram, layout)(rows, rows), rows
 
     def project(state: _Pass) -> _Pass:
         if width == 1:

@@ -161,6 +161,7 @@ def restarted(
                 bases.right_seed,
                 bases.draws,
                 jnp.zeros_like(bases.scale),
+                layout=task.sides.right,
             ).rows
         ),
         lambda: residual,

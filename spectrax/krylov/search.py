@@ -83,7 +83,7 @@ def init(task: Task, start: PyTree, left_struct: PyTree | None, key: jax.Array) 
     Returns:
         The state.
     """
-    bases = factorization.init(key, start, left_struct, task.subspace_size)
+    bases = factorization.init(key, start, left_struct, task.subspace_size, sides=task.sides)
     real = bases.scale.dtype
     first = min(max(task.k + 4, task.subspace_size // 2), task.subspace_size)
     count = jnp.zeros((), jnp.int32)
@@ -146,28 +146,53 @@ def cycle(
     Returns:
         The state after.
     """
+    bases = while_loop(lambda bases: wants_more(task, grown(state, bases)), step, state.bases)
+    return judge(task, grown(state, bases))
+
+
+def wants_more(task: Task, state: Search) -> jax.Array:
+    """Return whether another block is added before the next test.
+
+    Args:
+        task: What is searched for.
+        state: Where the search stands.
+
+    Returns:
+        A boolean scalar.
+    """
     bases = state.bases
     width, room = bases.coupling.shape[0], task.subspace_size
     at_least = jnp.minimum(state.fixed + task.k, room - width + 1)
-
-    def wants_more(s: Factorization) -> jax.Array:
-        taken = state.num_steps + s.size - bases.size
-        # a challenge has a budget of its own: it is not cut off in the middle
-        within = (taken < task.max_steps) | (s.size < at_least) | (state.fixed > 0)
-        return (s.size + width <= room) & (s.size < state.test_at) & s.finite & within
-
-    extended = while_loop(wants_more, step, bases)
-    taken = extended.size - bases.size
-    state = state._replace(
-        bases=extended,
-        num_steps=state.num_steps + taken,
-        probe_steps=jnp.where(state.fixed > 0, state.probe_steps + taken, 0),
-    )
-    return _judge(task, state)
+    # a challenge has a budget of its own: it is not cut off in the middle
+    within = (state.num_steps < task.max_steps) | (bases.size < at_least) | (state.fixed > 0)
+    return (bases.size + width <= room) & (bases.size < state.test_at) & bases.finite & within
 
 
-def _judge(task: Task, state: Search) -> Search:
-    """Take the test: is the search over, has the challenge an outcome, is there room for another block?"""
+def grown(state: Search, bases: Factorization) -> Search:
+    """Return the search with bases that have grown by some blocks.
+
+    Args:
+        state: The state before.
+        bases: The bases after.
+
+    Returns:
+        The state after, before its test.
+    """
+    taken = bases.size - state.bases.size
+    probe_steps = jnp.where(state.fixed > 0, state.probe_steps + taken, 0)
+    return state._replace(bases=bases, num_steps=state.num_steps + taken, probe_steps=probe_steps)
+
+
+def judge(task: Task, state: Search) -> Search:
+    """Take the test: is the search over, has the challenge an outcome, is there room for another block?
+
+    Args:
+        task: What is searched for.
+        state: The state before.
+
+    Returns:
+        The state after, with bases that are restarted where they have to be.
+    """
     bases, k, room = state.bases, task.k, task.subspace_size
     width, dimension = bases.coupling.shape[0], dimension_of(bases)
     ritz = ritz_of(task, bases, state.fixed)

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from spectrax.layouts import Sides
+
 PyTree = Any
 
 
@@ -20,6 +22,7 @@ class Task(NamedTuple):
         probe: Whether the answer is challenged by random vectors.
         one_sided: Whether left vectors may be orthogonalised only where the recurrence does not keep them orthogonal.
         hermitian: Whether eigenpairs are wanted.
+        sides: How the vectors of both sides lie on devices, where that is known.
     """
 
     k: int
@@ -31,6 +34,7 @@ class Task(NamedTuple):
     probe: bool = True
     one_sided: bool = False
     hermitian: bool = False
+    sides: Sides = Sides()
 
 
 class Triplets(NamedTuple):

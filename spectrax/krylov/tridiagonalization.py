@@ -2,12 +2,13 @@
 
 import jax.numpy as jnp
 
-from spectrax import vectors
+from spectrax import layouts, vectors
 from spectrax.krylov.factorization import Factorization, Product
 from spectrax.krylov.orthogonalization import orthonormalize
+from spectrax.layouts import Layout
 
 
-def step(matmat: Product, state: Factorization) -> Factorization:
+def step(matmat: Product, state: Factorization, *, layout: Layout | None = None) -> Factorization:
     """Extend the basis by one block, at the cost of one product for each of its vectors.
 
     As in bidiagonalisation the coefficients are those that were measured, and what is known beforehand is taken away
@@ -17,6 +18,7 @@ def step(matmat: Product, state: Factorization) -> Factorization:
     Args:
         matmat: A stack of vectors -> H v for each of them.
         state: A factorisation with room for one block more.
+        layout: How the vectors lie on devices, where that is known.
 
     Returns:
         The factorisation with one block more.
@@ -25,10 +27,11 @@ def step(matmat: Product, state: Factorization) -> Factorization:
     block = vectors.rows(state.right, index, width)
     before = jnp.maximum(index - width, 0)
     known = state.coupling.conj().T
-    image = vectors.subtract(matmat(block), vectors.combine(known.T, vectors.rows(state.right, before, width)))
-    own = vectors.gram(block, image)
+    image = layouts.constrain(matmat(block), layout, stacked=True)
+    image = vectors.subtract(image, vectors.combine(known.T, vectors.rows(state.right, before, width)))
+    own = layouts.summed(vectors.gram, layout)(block, image)
     image = vectors.subtract(image, vectors.combine(own.T, block))
-    found = orthonormalize(state.right, image, state.right_seed, state.draws, state.scale)
+    found = orthonormalize(state.right, image, state.right_seed, state.draws, state.scale, layout=layout)
     measured = found.coefficients[: state.projected.shape[0]]
     surplus = jnp.where(jnp.any(known != 0), vectors.rows(measured, before, width), 0)  # not known after a restart
     columns = measured + vectors.set_rows(jnp.zeros_like(measured), before, known)

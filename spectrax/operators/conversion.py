@@ -8,7 +8,7 @@ import jax
 import jax.core as jax_core
 import jax.numpy as jnp
 
-from spectrax import checks, vectors
+from spectrax import checks, layouts, vectors
 from spectrax.operators.linear_operator import LinearOperator, MatVec, register
 from spectrax.programs.equations import primitives_on
 from spectrax.programs.hoisting import Direct, Program, hoist
@@ -23,8 +23,9 @@ class MatrixOperator(LinearOperator):
     def __init__(self, matrix: jax.Array):
         m, n = matrix.shape
         self.matrix = matrix
-        self.in_struct = jax.ShapeDtypeStruct((n,), matrix.dtype)
-        self.out_struct = jax.ShapeDtypeStruct((m,), matrix.dtype)
+        rows, columns = layouts.matrix_shardings(matrix)
+        self.in_struct = jax.ShapeDtypeStruct((n,), matrix.dtype, sharding=columns)
+        self.out_struct = jax.ShapeDtypeStruct((m,), matrix.dtype, sharding=rows)
 
     def products(self):
         matrix = self.matrix

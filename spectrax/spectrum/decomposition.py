@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, krylov, vectors
+from spectrax import checks, krylov, layouts, vectors
 from spectrax.operators import LinearOperator, banded
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import convolution_of
@@ -108,10 +108,26 @@ def _lanczos(plan: Plan, method: Lanczos, operator: LinearOperator, key: Any, v0
     wide = operator.shape[0] < operator.shape[1]
     tall = operator.H if wide else operator
     matvec, rmatvec = tall.loop_products()
+    task = plan.recurrence_task._replace(sides=layouts.sides_of(tall.in_struct, tall.out_struct))
     found = krylov.singular_triplets(
-        plan.recurrence_task, krylov.stacked(matvec), krylov.stacked(rmatvec),
+        task, krylov.stacked(matvec), krylov.stacked(rmatvec),
         starting_block(key, v0, tall.in_struct, plan.block_size), tall.out_struct, key,
     )  # fmt: skip
+    return concluded(plan, operator, found)
+
+
+def concluded(plan: Plan, operator: LinearOperator, found: krylov.Triplets) -> SVDResult:
+    """Return the triplets of an iteration that is over, with the residuals of the final vectors.
+
+    Args:
+        plan: Everything static.
+        operator: The operator, in the dtype to compute in.
+        found: What the iteration found, with the right vectors on the shorter side.
+
+    Returns:
+        The result.
+    """
+    wide = operator.shape[0] < operator.shape[1]
     left, right = (found.right, found.left) if wide else (found.left, found.right)
     usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
     result = _with_residuals(plan, operator, left, found.values, right, found.largest, 2 * found.num_steps, usable)
@@ -207,6 +223,7 @@ def starting_block(key: Any, v0: PyTree, struct: PyTree, count: int) -> PyTree:
         A stack of `count` vectors, random ones behind those that were given.
     """
     noise = krylov.random_stack(jax.random.fold_in(key, 1), struct, count)
+    noise = layouts.constrain(noise, layouts.layout_of(struct), stacked=True)
     if v0 is None:
         return noise
     if vectors.count(v0) > count:
@@ -264,6 +281,8 @@ def _with_residuals(plan, operator, u, s, v, largest, count, finite) -> SVDResul
     """Sort, compute the true residuals, and say how it ended."""
     order = jnp.argsort(-s)
     u, v, s = jax.tree.map(lambda rows: rows[order], (u, v, s))
+    u = layouts.constrain(u, layouts.layout_of(operator.out_struct), stacked=True)
+    v = layouts.constrain(v, layouts.layout_of(operator.in_struct), stacked=True)
     matmat, rmatmat = operator.fixed_block_products()
     forward, backward = matmat(v), rmatmat(u)
     mismatch = jnp.max(jnp.abs(jax.vmap(vectors.vdot)(u, forward) - jax.vmap(vectors.vdot)(backward, v)))

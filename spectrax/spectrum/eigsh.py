@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, krylov, vectors
+from spectrax import checks, krylov, layouts, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -90,17 +90,7 @@ def eigsh(
     Source:
         Lanczos 1950; Wu & Simon 2000 (doi:10.1137/S0895479898334605) for the restarts.
     """
-    given = aslinearoperator(A)
-    operator = in_working_precision(given)
-    m, n = operator.shape
-    if m != n:
-        raise ValueError(f"eigsh needs a square operator, got shape {operator.shape}")
-    checks.same_structure("the output of the operator", operator.out_struct, operator.in_struct)
-    checks.automatic_axes("the operator", operator)
-    checks.choice("which", which, _ENDS)
-    checks.positive_integer("k", k)
-    if k > n:
-        raise ValueError(f"k must be at most n = {n} for an operator of shape {operator.shape}, got {k}")
+    given, operator = square_operator(A, k, which)
     explicit = isinstance(operator, MatrixOperator)
     if isinstance(method, str):
         checks.choice("method", method, ("auto",))
@@ -128,6 +118,34 @@ def eigsh(
     return raise_unless_successful(result) if throw else result
 
 
+def square_operator(A: Any, k: int, which: str) -> tuple[LinearOperator, LinearOperator]:
+    """Return the operator as it was given and in the dtype to compute in, after a check that `eigsh` takes it.
+
+    Args:
+        A: As for `eigsh`.
+        k: How many values are wanted.
+        which: The end of the spectrum.
+
+    Returns:
+        The two operators.
+
+    Raises:
+        ValueError: If the operator is not square, its two sides differ, or k or `which` is out of range.
+    """
+    given = aslinearoperator(A)
+    operator = in_working_precision(given)
+    m, n = operator.shape
+    if m != n:
+        raise ValueError(f"eigsh needs a square operator, got shape {operator.shape}")
+    checks.same_structure("the output of the operator", operator.out_struct, operator.in_struct)
+    checks.automatic_axes("the operator", operator)
+    checks.choice("which", which, _ENDS)
+    checks.positive_integer("k", k)
+    if k > n:
+        raise ValueError(f"k must be at most n = {n} for an operator of shape {operator.shape}, got {k}")
+    return given, operator
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _decompose(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree) -> EighResult:
     operator = jax.lax.stop_gradient(operator)
@@ -135,9 +153,23 @@ def _decompose(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree) -> Ei
         return _dense(plan, operator)
     matvec, _ = operator.loop_products()
     found = krylov.eigenpairs(
-        plan.recurrence_task, krylov.stacked(matvec),
+        plan.recurrence_task._replace(sides=layouts.sides_of(operator.in_struct, operator.out_struct)), krylov.stacked(matvec),
         starting_block(key, v0, operator.in_struct, plan.block_size), key,
     )  # fmt: skip
+    return concluded(plan, operator, found)
+
+
+def concluded(plan: Plan, operator: LinearOperator, found: krylov.Triplets) -> EighResult:
+    """Return the pairs of an iteration that is over, with the residuals of the final vectors.
+
+    Args:
+        plan: Everything static.
+        operator: The operator, in the dtype to compute in.
+        found: What the iteration found.
+
+    Returns:
+        The result.
+    """
     usable = found.finite & is_usable(operator.matrix) if isinstance(operator, MatrixOperator) else found.finite
     result = _with_residuals(plan, operator, found.values, found.right, found.largest, found.num_steps, usable)
     result = judged(result, found.complete, found.breakdowns > 0)
@@ -166,6 +198,7 @@ def _with_residuals(plan: Plan, operator, values, rows, largest, count, finite) 
     """Sort, compute the true residuals, and say how it ended."""
     order = jnp.argsort(-jnp.abs(values) if plan.which == "largest_magnitude" else -values)
     values, rows = jax.tree.map(lambda leaf: leaf[order], (values, rows))
+    rows = layouts.constrain(rows, layouts.layout_of(operator.in_struct), stacked=True)
     image, adjoint_image = operator.matmat(rows), operator.rmatmat(rows)
     difference = vectors.stack_norms(vectors.subtract(image, adjoint_image))
     residuals = vectors.stack_norms(vectors.subtract(image, vectors.scale_rows(values, rows)))

@@ -90,7 +90,7 @@ def spectral_function(
     if not callable(f):
         raise TypeError(f"f must be a JAX function of a real scalar, got {type(f).__name__}")
     hoisted = hoist(f, jax.ShapeDtypeStruct((), vectors.real_dtype(operator.dtype)))
-    _check_result(hoisted.out_struct)
+    check_real_scalar(hoisted.out_struct)
     totals, largest = _jitted(_Elementwise(hoisted.program), hoisted.consts, operator)
     if not full:
         return totals[0]
@@ -151,12 +151,26 @@ def power_of_two(matrix: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(peak) & (peak > 0), jnp.ldexp(jnp.ones_like(peak), exponent - 1), 1)
 
 
+def scaled_values(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return a matrix divided by a power of two, its singular values, without vectors, and that power.
+
+    Of a matrix that is not finite they are zeros, and NaN in place of the power.
+    """
+    scale = power_of_two(matrix)
+    finite = jnp.all(jnp.isfinite(matrix))
+    scaled = jnp.where(finite, matrix / scale.astype(matrix.dtype), 0)
+    # in thin form: the other one holds room for square matrices of vectors, even if none are asked for
+    values = jnp.linalg.svd(scaled, full_matrices=False, compute_uv=False)
+    return scaled, values, jnp.where(finite, scale, jnp.nan)
+
+
 def status_of(finite: jax.Array) -> jax.Array:
     """Return the status of what is exact if it is finite."""
     return jnp.where(finite, int(Status.CONVERGED), int(Status.NOT_FINITE)).astype(jnp.int32)
 
 
-def _check_result(struct: Any) -> None:
+def check_real_scalar(struct: Any) -> None:
+    """Raise unless the result of a function of a scalar is one real floating-point number."""
     leaves = jax.tree.leaves(struct)
     if len(leaves) != 1 or leaves[0].shape != ():
         raise ValueError(f"f must return a scalar for a scalar, got {struct}")

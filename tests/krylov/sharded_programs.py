@@ -1,0 +1,149 @@
+"""What `test_sharding` runs on eight host devices, in a process of its own; prints its findings as JSON."""
+
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import spectrax as sx
+from spectrax.krylov import bidiagonalization, factorization, random_stack, tridiagonalization
+from spectrax.layouts import sides_of
+
+MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+SPECS = {"both": ("data", "model"), "data": ("data",), "model": (None, "model"), "copies": ()}
+SHAPES = {"both": (16, 8), "data": (32,), "model": (8, 16), "copies": (5,)}
+LANCZOS = sx.Lanczos(subspace_size=16)
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def placed(array, *spec):
+    return jax.device_put(array, NamedSharding(MESH, PartitionSpec(*spec)))
+
+
+def diagonal(seed=0):
+    """Entries by which vectors are multiplied: an operator without any communication of its own."""
+    rng = np.random.default_rng(seed)
+    return {name: placed(np.float32(rng.uniform(0.5, 2, shape)), *SPECS[name]) for name, shape in SHAPES.items()}
+
+
+def collectives(compiled):
+    """The number of each collective in a program, and those that stand in branches of conditionals apart."""
+    text = compiled.as_text()
+    branches = set()
+    for line in text.splitlines():
+        if " conditional(" in line:
+            inside = re.findall(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%?[\w.\-]+))", line)
+            branches |= {name.strip().lstrip("%") for group in inside for part in group for name in part.split(",")}
+    counts, name = {"always": {}, "in branches": {}}, ""
+    for line in text.splitlines():
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
+        name = head.group(1) if head else name
+        for kind in COLLECTIVES:
+            if re.search(rf" {kind}(-start)?\(", line):
+                where = counts["in branches" if name in branches else "always"]
+                where[kind] = where.get(kind, 0) + 1
+    return counts
+
+
+def steps():
+    entries = diagonal()
+    struct = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), entries)
+    sides = sides_of(struct, struct)
+
+    def times(stack):
+        return jax.tree.map(lambda a, rows: a * rows, entries, stack)
+
+    found = {}
+    key = jax.random.key(0)
+    for width in (1, 4):
+        start = jax.jit(lambda key, width=width: random_stack(key, struct, width))(key)
+        for kind in ("symmetric", "pair"):
+            left = struct if kind == "pair" else None
+            state = jax.jit(lambda start, left=left: factorization.init(key, start, left, 12, sides=sides))(start)
+            if kind == "pair":
+                step = jax.jit(lambda s: bidiagonalization.step(times, times, s, sides=sides))
+            else:
+                step = jax.jit(lambda s: tridiagonalization.step(times, s, layout=sides.right))
+            found[f"{kind}, {width}"] = collectives(step.lower(state).compile())
+            state = step(step(state))
+            rows = np.concatenate([np.asarray(leaf).reshape(leaf.shape[0], -1) for leaf in state.right.values()], 1)
+            used = rows[: int(state.size) + width]
+            found[f"{kind}, {width}"]["defect"] = float(np.abs(used @ used.T - np.eye(len(used))).max())
+            found[f"{kind}, {width}"]["kept"] = all(
+                leaf.sharding.is_equivalent_to(NamedSharding(MESH, PartitionSpec(None, *SPECS[name])), leaf.ndim)
+                for name, leaf in state.right.items()
+            )
+    return found
+
+
+def loss(params, x, y):
+    return jnp.mean((jnp.tanh(x @ params["a"] + params["b"]) @ params["c"] - y) ** 2)
+
+
+def results():
+    """The same problems on all devices and on one: differences over what the residuals allow, and shardings."""
+    rng = np.random.default_rng(1)
+    params = {
+        "a": np.float32(rng.normal(size=(16, 8)) / 4),
+        "b": np.float32(rng.normal(size=8)),
+        "c": np.float32(rng.normal(size=(8, 16)) / 3),
+    }
+    places = {
+        "fully": {"a": ("data", "model"), "b": ("data",), "c": ("model", "data")},
+        "tensor": {"a": (None, "model"), "b": ("model",), "c": ("model",)},
+        "data": {"a": (), "b": (), "c": ()},
+    }
+    x, y = (np.float32(rng.normal(size=(64, 16))) for _ in range(2))
+    matrix = np.float32(rng.normal(size=(64, 32)))
+    whole = sx.hessian_operator(loss, params, x, y)
+    single = sx.eigsh(whole, 3, which="largest", method=LANCZOS, key=jax.random.key(0))
+    alone = sx.svds(matrix, 3, method=LANCZOS, key=jax.random.key(0))
+    found = {}
+    for name, specs in places.items():
+        inside = {leaf: placed(params[leaf], *specs[leaf]) for leaf in params}
+        data = [placed(a, "data") for a in (x, y)]
+        operator = sx.hessian_operator(loss, inside, *data)
+        result = sx.eigsh(operator, 3, which="largest", method=LANCZOS, key=jax.random.key(0))
+        found[name] = compared(result.eigenvalues, single.eigenvalues, result, single, result.eigenvectors, specs)
+        found[name]["subspace"] = subspace(result.eigenvectors, single.eigenvectors, result.eigenvalues)
+        if name == "fully":
+            densities = [
+                sx.spectral_density(one, key=jax.random.key(2), num_probes=2, num_steps=20) for one in (operator, whole)
+            ]
+            means = [jnp.sum(one.nodes * one.weights, -1) for one in densities]
+            found[name]["mean"] = float(jnp.max(jnp.abs(means[0] - means[1]) / jnp.abs(means[1])))
+    for name, spec in {"rows": ("data",), "both sides": ("data", "model")}.items():
+        result = sx.svds(placed(matrix, *spec), 3, method=LANCZOS, key=jax.random.key(0))
+        rows, columns = (*spec, None)[:2]
+        found[name] = compared(result.s, alone.s, result, alone, {"u": result.u, "v": result.v},
+                               {"u": (rows,), "v": (columns,)})  # fmt: skip
+    return found
+
+
+def compared(values, others, result, other, tree, specs):
+    allowed = result.residuals + other.residuals + 4e-6 * values[0]
+    return {
+        "excess": float(jnp.max(jnp.abs(values - others) / allowed)),
+        "converged": bool(result.converged.all()) and bool(other.converged.all()),
+        "kept": all(
+            leaf.sharding.is_equivalent_to(NamedSharding(MESH, PartitionSpec(None, *specs[name])), leaf.ndim)
+            for name, leaf in tree.items()
+        ),
+    }
+
+
+def subspace(stack, other, values):
+    """The sine of the largest angle between the spans of the vectors, beside residual over gap at round-off."""
+    a, b = (
+        np.concatenate([np.asarray(leaf).reshape(leaf.shape[0], -1) for leaf in tree.values()], 1)
+        for tree in (stack, other)
+    )
+    return float(np.linalg.norm(a - (a @ b.T) @ b, 2))
+
+
+if __name__ == "__main__":
+    json.dump({"devices": jax.device_count(), "steps": steps(), "results": results()}, sys.stdout)
