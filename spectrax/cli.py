@@ -1,4 +1,4 @@
-"""The command line: `spectrax train` and `spectrax landscape`."""
+"""The command line: `spectrax train`, `spectrax landscape` and `spectrax spectrum`."""
 
 import argparse
 import contextlib
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         directory = getattr(arguments, "resume", None) or getattr(arguments, "out", TrainingConfig.out)
         if arguments.command == "landscape":
             _say("Stopped at once. The same command goes on after the last rho that was finished.")
+        elif arguments.command == "spectrum":
+            _say("Stopped at once. The same command goes on after the last matrix that was finished.")
         else:
             _say(f"Stopped at once. If the run got as far as a checkpoint: spectrax train --resume {directory}")
         return _INTERRUPTED
@@ -166,6 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--quiet", action="store_true", help="report nothing but errors")
     _add_landscape(commands)
+    _add_spectrum(commands)
     return parser
 
 
@@ -212,6 +215,69 @@ def _add_landscape(commands: Any) -> None:
     group.add_argument("--quiet", action="store_true", help="report nothing but errors")
 
 
+def _add_spectrum(commands: Any) -> None:
+    from spectrax.survey import configuration
+
+    parser = commands.add_parser(
+        "spectrum",
+        help="measure the spectra of all matrices of a checkpoint",
+        description="Measure the extreme singular values, densities and ranks of each matrix of a checkpoint: .npz, "
+        ".npy, .safetensors (also in several files), an Orbax directory, PyTorch, .gguf (extra gguf), .onnx (extra "
+        "onnx). Each matrix is written when it is finished, and the same command goes on after an interruption.",
+        epilog="Exit codes: 0 finished; 1 a matrix was not finite; 2 bad input; 130 stopped by Ctrl-C. Patterns are "
+        "those of a shell; put them in quotes.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_spectrum, command="spectrum")
+    defaults = {field.name: field.default for field in dataclasses.fields(configuration.SpectrumConfig)}
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the file or directory")
+
+    def add(group: Any, name: str, text: str, *, field: str = "", default: Any = None, **options: Any) -> None:
+        field = field or name.replace("-", "_")
+        shown = default or defaults[field]
+        group.add_argument(f"--{name}", dest=field, help=f"{text} (default: {shown})", **options)
+
+    group = parser.add_argument_group("which matrices")
+    add(group, "include", "names to measure", nargs="+", metavar="PATTERN", default="all")
+    add(group, "exclude", "names to leave out", nargs="+", metavar="PATTERN", default="none")
+    add(group, "min-side", "leave out matrices whose shorter side is smaller", type=_positive, metavar="N")
+    add(
+        group, "stacked", "arrays of more than two axes whose leading axes count matrices", nargs="+",
+        metavar="PATTERN", default="none",
+    )  # fmt: skip
+    add(
+        group, "kernels", "measure other arrays of more than two axes as reshaped kernels of this layout, which have "
+        "not the singular values of the convolution", choices=configuration.KERNELS, default="leave them out",
+    )  # fmt: skip
+    group = parser.add_argument_group("what is measured")
+    add(
+        group, "only", "the largest values, both ends, ranks of the whole spectrum, its density", field="measure",
+        nargs="+", choices=configuration.MEASURES, default="all four",
+    )  # fmt: skip
+    add(group, "k", "how many of the largest values", type=_positive, metavar="N")
+    add(group, "max-side", "do not factorise matrices whose shorter side is larger", type=_positive, metavar="N")
+    add(
+        group, "method", "decompose wholly, iterate, or what is faster for the number of equal shapes",
+        choices=configuration.METHODS,
+    )  # fmt: skip
+    add(
+        group, "tol", "relative residual to reach", type=_real, metavar="X",
+        default="1e-6 in 32 bits, 1e-10 in 64",
+    )  # fmt: skip
+    add(
+        group,
+        "precision",
+        "what is computed in; stored is 64 bits for what is stored so",
+        choices=configuration.PRECISIONS,
+    )
+    add(group, "seed", "seed of the iterations' starts", type=int, metavar="N")
+    group = parser.add_argument_group("output")
+    add(group, "out", "the directory to write; one that holds anything else is refused", metavar="DIR")
+    group.add_argument("--overwrite", action="store_true", help="replace another survey that --out holds")
+    group.add_argument("--quiet", action="store_true", help="report nothing but errors")
+
+
 def _landscape(arguments: argparse.Namespace) -> int:
     from spectrax.report import landscape_table
     from spectrax.training import TrainingConfig, landscape, subject
@@ -243,6 +309,30 @@ def _landscape(arguments: argparse.Namespace) -> int:
         print("\n".join(f"- {sentence}" for sentence in found["verdict"]))
         print(f"Numbers: {Path(config.out) / 'report.json'}\nPlots: {Path(config.out) / 'plots'}")
     return 0
+
+
+def _spectrum(arguments: argparse.Namespace) -> int:
+    from spectrax.report import spectrum_table
+    from spectrax.survey import SpectrumConfig, runs
+    from spectrax.training.progress import Progress
+
+    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "command")}
+    quiet, overwrite = given.pop("quiet", False), given.pop("overwrite", False)
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    with _input_checks():
+        prepared = runs.prepare(SpectrumConfig(**given), overwrite=overwrite)
+    result = runs.run(prepared, quiet=quiet)
+    bad = [layer["name"] for layer in result["layers"] if not layer["finite"]]
+    if not quiet:
+        print()
+        Progress(quiet=False, total=0).show(spectrum_table(result["layers"]))
+        for item in result["left_out"]:
+            print(f"Not measured: {item['name']} {item['shape']} {item['dtype']}: {item['reason']}")
+        out = Path(prepared.config.out)
+        print(f"Numbers: {out / 'spectrum.json'}\nPage: {out / 'spectrum.html'}")
+    if bad:
+        _say(f"spectrax spectrum: {len(bad)} of {len(result['layers'])} matrices are not finite: {', '.join(bad[:5])}")
+    return 1 if bad else 0
 
 
 def _train(arguments: argparse.Namespace) -> int:

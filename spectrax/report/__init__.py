@@ -1,5 +1,6 @@
 """Tables, pictures and records of results; they know plain dicts and arrays, and nothing else of spectrax."""
 
+from spectrax.report.html import spectrum_page
 from spectrax.report.landscapes import layer_condition_numbers, loss_line, loss_slices
 from spectrax.report.plots import (
     condition_numbers,
@@ -9,6 +10,12 @@ from spectrax.report.plots import (
     singular_values,
 )
 from spectrax.report.records import from_json, read_records, strict, to_json, to_lines
+from spectrax.report.spectra import (
+    depth_figure,
+    format_quantity,
+    spectrum_figure,
+    spectrum_table,
+)
 from spectrax.report.tables import (
     format_measurement,
     format_number,
@@ -20,8 +27,10 @@ from spectrax.report.tables import (
 
 __all__ = [
     "condition_numbers",
+    "depth_figure",
     "format_measurement",
     "format_number",
+    "format_quantity",
     "from_json",
     "jacobian_condition_numbers",
     "landscape_table",
@@ -33,6 +42,9 @@ __all__ = [
     "read_records",
     "save_figure",
     "singular_values",
+    "spectrum_figure",
+    "spectrum_page",
+    "spectrum_table",
     "strict",
     "summary_table",
     "timing_table",
