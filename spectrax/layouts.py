@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import core as jax_core
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 
@@ -20,7 +20,7 @@ class Layout(NamedTuple):
         specs: One for each leaf, in the order of the flattened vector.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     specs: tuple[PartitionSpec, ...]
 
     @property
@@ -40,12 +40,63 @@ class Sides(NamedTuple):
 def sharding_of(array: Any) -> NamedSharding | None:
     """Return the named sharding of an array over more than one device, where it is known; None otherwise.
 
-    That of a traced array is not known.
+    That of a traced array is known where the axes of its mesh are explicit. The mesh that is returned has automatic
+    axes in either case, so that a structure with the sharding can be traced without being typed by it.
     """
-    sharding = None if isinstance(array, jax_core.Tracer) else getattr(array, "sharding", None)
-    if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated or sharding.memory_kind == "pinned_host":
+    sharding = jax.typeof(array).sharding if isinstance(array, jax_core.Tracer) else getattr(array, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or all(part is None for part in sharding.spec):
         return None
-    return sharding if isinstance(sharding.mesh, Mesh) else None
+    mesh, automatic = sharding.mesh, (AxisType.Auto,) * len(sharding.mesh.axis_names)
+    if mesh.axis_types != automatic:
+        if isinstance(mesh, Mesh):
+            mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
+        else:
+            mesh = AbstractMesh(mesh.axis_sizes, mesh.axis_names, axis_types=automatic)
+    return NamedSharding(mesh, sharding.spec)
+
+
+def explicit_mesh(tree: PyTree) -> Mesh | AbstractMesh | None:
+    """Return the mesh with explicit axes that arrays lie on, None if there is none."""
+    for leaf in jax.tree.leaves(tree):
+        mesh = getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
+        if getattr(mesh, "explicit_axes", ()):
+            concrete = None if isinstance(leaf, jax_core.Tracer) else leaf.sharding.mesh
+            return mesh if concrete is None else concrete
+    return None
+
+
+def with_automatic_axes(function: Callable, out_specs: PyTree, *arguments: PyTree) -> PyTree:
+    """Call a function, and where an argument lies on a mesh with explicit axes, let the compiler place what is inside.
+
+    Args:
+        function: What to call.
+        out_specs: A `PartitionSpec` for each array of the result.
+        *arguments: Pytrees of arrays.
+
+    Returns:
+        The result of the function, laid out by `out_specs` where axes are explicit.
+    """
+    mesh = explicit_mesh(arguments)
+    if mesh is None:
+        return function(*arguments)
+    automatic = jax.sharding.auto_axes(function, out_sharding=out_specs)
+    if isinstance(mesh, Mesh):
+        with jax.set_mesh(mesh):
+            return automatic(*arguments)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return automatic(*arguments)
+
+
+def replicated(function: Callable, *arguments: PyTree) -> PyTree:
+    """Call a function as `with_automatic_axes` does, with a copy of its results on each device."""
+    return with_automatic_axes(function, PartitionSpec(), *arguments)
+
+
+def stack_specs(struct: PyTree) -> PyTree:
+    """Return the specs of a stack of vectors: those of the structure's leaves, with a leading axis."""
+    return jax.tree.map(
+        lambda leaf: PartitionSpec() if leaf.sharding is None else _with_lead(leaf.sharding.spec), struct
+    )
 
 
 def matrix_shardings(matrix: Any) -> tuple[NamedSharding | None, NamedSharding | None]:
@@ -80,8 +131,6 @@ def layout_of(struct: PyTree) -> Layout | None:
     if len(meshes) != 1:
         return None
     mesh = meshes.pop()
-    if not isinstance(mesh, Mesh):
-        return None
     layout = Layout(mesh, tuple(PartitionSpec() if sharding is None else sharding.spec for sharding in shardings))
     return layout if layout.axes else None
 
@@ -95,9 +144,10 @@ def constrain(vector: PyTree, layout: Layout | None, *, stacked: bool = False) -
     """Return a vector, or a stack of vectors, that is laid out as said; as it is where nothing is."""
     if layout is None:
         return vector
+    mesh = _inner(layout.mesh)
     leaves, treedef = jax.tree.flatten(vector)
     placed = [
-        jax.lax.with_sharding_constraint(leaf, NamedSharding(layout.mesh, _with_lead(spec) if stacked else spec))
+        jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, _with_lead(spec) if stacked else spec))
         for leaf, spec in zip(leaves, layout.specs, strict=True)
     ]
     return treedef.unflatten(placed)
@@ -135,9 +185,15 @@ def summed(function: Callable[..., jax.Array], layout: Layout | None) -> Callabl
         specs = tuple(
             jax.tree.structure(stack).unflatten([_with_lead(spec) for spec in layout.specs]) for stack in stacks
         )
-        return jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=PartitionSpec())(*stacks)
+        return jax.shard_map(local, mesh=_inner(layout.mesh), in_specs=specs, out_specs=PartitionSpec())(*stacks)
 
     return apply
+
+
+def _inner(mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
+    """Return the mesh as the surrounding program sees it, whose axes may be of other types."""
+    current = jax.sharding.get_abstract_mesh()
+    return current if set(mesh.axis_names) <= set(current.axis_names) else mesh
 
 
 def _with_lead(spec: PartitionSpec) -> PartitionSpec:

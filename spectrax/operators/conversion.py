@@ -53,12 +53,12 @@ class FunctionOperator(LinearOperator):
     program: Program | Direct
 
     def __init__(self, function: Callable, in_struct: PyTree, args: tuple = ()):
-        in_struct = vectors.structure(in_struct)
+        given, in_struct = in_struct, vectors.structure(in_struct)
         with jax.default_matmul_precision("highest"):
             hoisted = hoist(function, in_struct, *vectors.structure(args))
         check_spaces(in_struct, hoisted.out_struct)
         self.program, self.consts, self.args = hoisted.program, hoisted.consts, args
-        self.in_struct = in_struct
+        self.in_struct = layouts.placed(in_struct, given)
         self.out_struct = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), hoisted.out_struct)
         if vectors.is_complex(self.dtype):
             check_complex_linear("the function of a linear operator", self.products()[0], in_struct)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from spectrax import checks, krylov, layouts, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
@@ -114,7 +115,10 @@ def eigsh(
         operator, k, which=which, method=chosen, eps=own_eps(given, operator), tol=tol, max_matvecs=max_matvecs,
         start_count=0 if v0 is None else vectors.count(v0), products_per_step=1,
     )  # fmt: skip
-    result = _jitted(plan, operator, key, v0)
+    one: Any = PartitionSpec()
+    x = layouts.stack_specs(operator.in_struct)
+    specs = EighResult(one, eigenvectors=x, residuals=one, converged=one, num_matvecs=one, status=one)
+    result = layouts.with_automatic_axes(functools.partial(_jitted, plan), specs, operator, key, v0)
     return raise_unless_successful(result) if throw else result
 
 
@@ -138,7 +142,6 @@ def square_operator(A: Any, k: int, which: str) -> tuple[LinearOperator, LinearO
     if m != n:
         raise ValueError(f"eigsh needs a square operator, got shape {operator.shape}")
     checks.same_structure("the output of the operator", operator.out_struct, operator.in_struct)
-    checks.automatic_axes("the operator", operator)
     checks.choice("which", which, _ENDS)
     checks.positive_integer("k", k)
     if k > n:
@@ -152,8 +155,9 @@ def _decompose(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree) -> Ei
     if isinstance(plan.method, Dense):
         return _dense(plan, operator)
     matvec, _ = operator.loop_products()
+    task = plan.recurrence_task._replace(sides=layouts.sides_of(operator.in_struct, operator.out_struct))
     found = krylov.eigenpairs(
-        plan.recurrence_task._replace(sides=layouts.sides_of(operator.in_struct, operator.out_struct)), krylov.stacked(matvec),
+        task, krylov.stacked(matvec),
         starting_block(key, v0, operator.in_struct, plan.block_size), key,
     )  # fmt: skip
     return concluded(plan, operator, found)

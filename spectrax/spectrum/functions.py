@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, vectors
+from spectrax import checks, layouts, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.programs.hoisting import Direct, Program, hoist
@@ -91,7 +91,8 @@ def spectral_function(
         raise TypeError(f"f must be a JAX function of a real scalar, got {type(f).__name__}")
     hoisted = hoist(f, jax.ShapeDtypeStruct((), vectors.real_dtype(operator.dtype)))
     check_real_scalar(hoisted.out_struct)
-    totals, largest = _jitted(_Elementwise(hoisted.program), hoisted.consts, operator)
+    run = functools.partial(_jitted, _Elementwise(hoisted.program))
+    totals, largest = layouts.replicated(run, hoisted.consts, operator)
     if not full:
         return totals[0]
     status = status_of(jnp.isfinite(largest) & ~jnp.isnan(totals[0]))
@@ -113,7 +114,6 @@ def materializable(A: Any, max_bytes: int | None) -> LinearOperator:
         ValueError: If the operator is too large, or an array lies on a mesh with explicit axes.
     """
     operator = in_working_precision(aslinearoperator(A))
-    checks.automatic_axes("the operator", operator)
     needed = math.prod(operator.shape) * jnp.dtype(operator.dtype).itemsize
     what = f"the whole spectrum of an operator of shape {operator.shape} and dtype {operator.dtype.name} needs a matrix"
     if max_bytes is not None:
@@ -141,7 +141,7 @@ def relative_sums(summands: Callable[[jax.Array], jax.Array], operator: LinearOp
     Returns:
         The sums, shape (k,), all of f(0) for a zero matrix; and s_1, NaN where the operator is not finite.
     """
-    return _jitted_relative(_Relative(summands), operator)
+    return layouts.replicated(functools.partial(_jitted_relative, _Relative(summands)), operator)
 
 
 def power_of_two(matrix: jax.Array) -> jax.Array:

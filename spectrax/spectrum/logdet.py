@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import checks, krylov, vectors
+from spectrax import checks, krylov, layouts, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -102,7 +102,6 @@ def logdet(
     given = aslinearoperator(A)
     operator = in_working_precision(given)
     check_square("logdet", operator)
-    checks.automatic_axes("the operator", operator)
     checks.level(level)
     if isinstance(method, str):
         checks.choice("method", method, ("auto",))
@@ -115,7 +114,7 @@ def logdet(
     eps = own_eps(given, operator)
     if isinstance(method, Dense):
         method.check_size(operator)
-        quantity = _by_cholesky(round_off_floor(operator, eps), operator)
+        quantity = layouts.replicated(functools.partial(_by_cholesky, round_off_floor(operator, eps)), operator)
         return quantity if full else quantity.value
     if key is None:
         raise ValueError(
@@ -126,7 +125,8 @@ def logdet(
     plan = SpectrumPlan(
         "eigenvalues", method.num_probes, min(method.num_steps, operator.shape[0]), method.batch_size, eps
     )
-    value, lower, upper, status = _jitted(plan, level, operator, key)
+    run = functools.partial(_jitted, plan, level)
+    value, lower, upper, status = layouts.replicated(run, operator, key)
     return Quantity(value, lower, upper, status, kind="estimate") if full else value
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, vectors
+from spectrax import checks, layouts, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -72,14 +72,14 @@ def spectral_norm_bound(
     """
     given = aslinearoperator(A)
     operator = in_working_precision(given)
-    checks.automatic_axes("the operator", operator)
     checks.key("key", key)
     checks.positive_integer("num_steps", num_steps)
     checks.number_in("failure_probability", failure_probability, 0.0, 1.0, low_open=True)
     if failure_probability == 1:
         raise ValueError("failure_probability must lie in (0, 1), got 1")
     side = min(operator.shape)
-    ritz, finite = _largest_ritz_value(operator, key, min(num_steps, side))
+    run = functools.partial(_largest_ritz_value, num_steps=min(num_steps, side))
+    ritz, finite = layouts.replicated(run, operator, key)
     share = _missing_share(side, num_steps, failure_probability, is_complex=vectors.is_complex(operator.dtype))
     round_off = round_off_floor(operator, own_eps(given, operator))
     lower = ritz * (1 - round_off)

@@ -84,13 +84,12 @@ def spectral_density(
     operator = in_working_precision(given)
     if spectrum == "eigenvalues":
         check_square('spectral_density without spectrum="singular_values"', operator)
-    checks.automatic_axes("the operator", operator)
     checks.key("key", key)
     checks.positive_integer("num_probes", num_probes)
     checks.positive_integer("num_steps", num_steps)
     checks.positive_integer("batch_size", batch_size)
     plan = SpectrumPlan(spectrum, num_probes, min(num_steps, *operator.shape), batch_size, own_eps(given, operator))
-    return _jitted(plan, operator, key)
+    return layouts.replicated(functools.partial(_jitted, plan), operator, key)
 
 
 @dataclasses.dataclass(frozen=True)

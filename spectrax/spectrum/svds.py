@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
-from spectrax import checks, vectors
+from spectrax import checks, layouts, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import convolution_of, in_working_precision
@@ -106,7 +107,6 @@ def svds(
     given = aslinearoperator(A)
     operator = in_working_precision(given)
     explicit = isinstance(operator, MatrixOperator)
-    checks.automatic_axes("the operator", operator)
     chosen = resolve_method(
         operator, k, which=which, method=method, preconditioned=preconditioner is not None, started=v0 is not None
     )
@@ -128,7 +128,11 @@ def svds(
         )
     if preconditioner is not None:
         preconditioner = _on_short_side(preconditioner, short)
-    result = _jitted(plan, operator, key, v0, preconditioner)
+    one: Any = PartitionSpec()
+    u, v = layouts.stack_specs(operator.out_struct), layouts.stack_specs(operator.in_struct)
+    specs = SVDResult(u=u, s=one, v=v, residuals=one, converged=one, num_matvecs=one, status=one)
+    run = functools.partial(_jitted, plan)
+    result = layouts.with_automatic_axes(run, specs, operator, key, v0, preconditioner)
     return raise_unless_successful(result) if throw else result
 
 

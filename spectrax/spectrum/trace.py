@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, vectors
+from spectrax import checks, layouts, vectors
 from spectrax.krylov.orthogonalization import direction_seed, orthonormalize
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
@@ -133,7 +133,6 @@ def trace(
     if operator.shape[0] != operator.shape[1]:
         raise ValueError(f"trace needs a square operator, got shape {operator.shape}")
     checks.same_structure("the output of the operator", operator.out_struct, operator.in_struct)
-    checks.automatic_axes("the operator", operator)
     checks.positive_integer("max_matvecs", max_matvecs)
     checks.level(level)
     if isinstance(method, str):
@@ -158,7 +157,7 @@ def trace(
     if key is not None:
         checks.key("key", key)
     plan = _TracePlan(method, max_matvecs, level, round_off_floor(operator, own_eps(given, operator)))
-    quantity = _jitted(plan, operator, key)
+    quantity = layouts.replicated(functools.partial(_jitted, plan), operator, key)
     return quantity if full else quantity.value
 
 

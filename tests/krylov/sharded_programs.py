@@ -80,6 +80,10 @@ def steps():
     return found
 
 
+def multiplied(vector, entries):
+    return jax.tree.map(jnp.multiply, vector, entries)
+
+
 def loss(params, x, y):
     return jnp.mean((jnp.tanh(x @ params["a"] + params["b"]) @ params["c"] - y) ** 2)
 
@@ -116,12 +120,50 @@ def results():
             ]
             means = [jnp.sum(one.nodes * one.weights, -1) for one in densities]
             found[name]["mean"] = float(jnp.max(jnp.abs(means[0] - means[1]) / jnp.abs(means[1])))
+    entries = diagonal()
+    struct = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), entries)
+    function = sx.aslinearoperator((multiplied, struct), entries)
+    result = sx.eigsh(function, 3, which="smallest", method=LANCZOS, key=jax.random.key(0))
+    exact = np.sort(np.concatenate([np.ravel(leaf) for leaf in entries.values()]))[:3][::-1]
+    found["function"] = compared(result.eigenvalues, exact, result, result, result.eigenvectors, SPECS)
     for name, spec in {"rows": ("data",), "both sides": ("data", "model")}.items():
         result = sx.svds(placed(matrix, *spec), 3, method=LANCZOS, key=jax.random.key(0))
         rows, columns = (*spec, None)[:2]
         found[name] = compared(result.s, alone.s, result, alone, {"u": result.u, "v": result.v},
                                {"u": (rows,), "v": (columns,)})  # fmt: skip
     return found
+
+
+def explicit():
+    """Relative differences from one device where the axes of the mesh are explicit, and types of vectors."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    rng, key = np.random.default_rng(2), jax.random.key(0)
+    matrix = np.float32(rng.normal(size=(64, 32)))
+    gram = np.float32(matrix.T @ matrix / 64)
+    places = NamedSharding(mesh, PartitionSpec("data", "model"))
+    quantities = {
+        "svds": lambda a, g: sx.svds(a, 2, method=LANCZOS, key=key).s,
+        "svds, dense": lambda a, g: sx.svds(a, 2).s,
+        "eigsh": lambda a, g: sx.eigsh(g, 2, which="largest", method=LANCZOS, key=key).eigenvalues,
+        "spectral_norm": lambda a, g: sx.spectral_norm(a, method=LANCZOS, key=key),
+        "spectral_norm_bound": lambda a, g: sx.spectral_norm_bound(a, key=key).value,
+        "condition_number": lambda a, g: sx.condition_number(a),
+        "frobenius_norm": lambda a, g: sx.frobenius_norm(a),
+        "nuclear_norm": lambda a, g: sx.nuclear_norm(a),
+        "spectral_density": lambda a, g: sx.spectral_density(g, key=key, num_probes=2, num_steps=8).sum(jnp.exp).value,
+        "trace": lambda a, g: sx.trace(g, max_matvecs=12, key=key),
+        "logdet": lambda a, g: sx.logdet(g),
+        "gradient": lambda a, g: jax.grad(lambda a: sx.svds(a, 2, method=LANCZOS, key=key).s.sum())(a),
+    }  # fmt: skip
+    found = {}
+    for name, quantity in quantities.items():
+        alone = np.asarray(quantity(matrix, gram))
+        spread = np.asarray(jax.jit(quantity)(*(jax.device_put(a, places) for a in (matrix, gram))))
+        found[name] = float(np.abs(spread - alone).max() / np.abs(alone).max())
+    eager = sx.svds(jax.device_put(matrix, places), 2, method=LANCZOS, key=key)
+    found["eager"] = float(np.abs(np.asarray(eager.s) - np.linalg.svd(matrix)[1][:2]).max())
+    types = [str(jax.typeof(leaf)) for leaf in (eager.u, eager.v, eager.s)]
+    return {"differences": found, "types": types}
 
 
 def compared(values, others, result, other, tree, specs):
@@ -146,4 +188,5 @@ def subspace(stack, other, values):
 
 
 if __name__ == "__main__":
-    json.dump({"devices": jax.device_count(), "steps": steps(), "results": results()}, sys.stdout)
+    said = {"devices": jax.device_count(), "steps": steps(), "results": results(), "explicit": explicit()}
+    json.dump(said, sys.stdout)

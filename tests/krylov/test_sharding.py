@@ -46,7 +46,7 @@ def test_a_step_reduces_once_a_pass_and_gathers_nothing(found, kind, width):
     assert step["defect"] <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["fully", "tensor", "data", "rows", "both sides"])
+@pytest.mark.parametrize("name", ["fully", "tensor", "data", "function", "rows", "both sides"])
 def test_results_are_those_of_one_device_and_lie_as_the_operator_does(found, name):
     result = found["results"][name]
     assert result["converged"]
@@ -54,3 +54,10 @@ def test_results_are_those_of_one_device_and_lie_as_the_operator_does(found, nam
     assert result["excess"] <= 1
     assert result.get("mean", 0) <= 1e-5  # that of the density of the same probes
     assert result.get("subspace", 0) <= 1e-4  # a residual of 1e-6 over gaps of a tenth
+
+
+def test_explicit_axes(found):
+    """What is computed on arrays whose shardings are part of their types, under `jit`, is what one device gives."""
+    assert found["explicit"]["types"] == ["float32[2,64@data]", "float32[2,32@model]", "float32[2]"]
+    for name, difference in found["explicit"]["differences"].items():
+        assert difference <= 2e-5, name
