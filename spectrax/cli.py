@@ -312,7 +312,9 @@ def _landscape(arguments: argparse.Namespace) -> int:
 
 
 def _spectrum(arguments: argparse.Namespace) -> int:
+    from spectrax.integrations.weights import UnreadableError
     from spectrax.report import spectrum_table
+    from spectrax.report.spectra import printable
     from spectrax.survey import SpectrumConfig, runs
     from spectrax.training.progress import Progress
 
@@ -321,13 +323,16 @@ def _spectrum(arguments: argparse.Namespace) -> int:
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     with _input_checks():
         prepared = runs.prepare(SpectrumConfig(**given), overwrite=overwrite)
-    result = runs.run(prepared, quiet=quiet)
-    bad = [layer["name"] for layer in result["layers"] if not layer["finite"]]
+    try:
+        result = runs.run(prepared, quiet=quiet)
+    except (UnreadableError, OSError) as error:
+        raise BadInputError(str(error)) from error
+    bad = [printable(layer["name"]) for layer in result["layers"] if not layer["finite"]]
     if not quiet:
         print()
         Progress(quiet=False, total=0).show(spectrum_table(result["layers"]))
         for item in result["left_out"]:
-            print(f"Not measured: {item['name']} {item['shape']} {item['dtype']}: {item['reason']}")
+            print(f"Not measured: {printable(item['name'])} {item['shape']} {item['dtype']}: {item['reason']}")
         out = Path(prepared.config.out)
         print(f"Numbers: {out / 'spectrum.json'}\nPage: {out / 'spectrum.html'}")
     if bad:

@@ -369,6 +369,7 @@ ROWS = {
 
 _NUMBERS = "numbers in, numbers out: a closed form or an integral, on the host"
 _ON_THE_HOST = "looks at values, so that it needs concrete ones"
+_ON_STEPS = "the host takes the steps; each is a compiled program of what eigsh, svds and spectral_density consist of"
 WITHOUT = {
     "find_layers": "describes a program: names and shapes",
     "landscape.loss_along_line": "as many kinks as there are: the length depends on values",
@@ -381,6 +382,9 @@ WITHOUT = {
     "parametrizations.prune_by_energy": "the rank that is kept is a shape, and depends on values",
     "raise_unless_successful": _ON_THE_HOST,
     "regularizers.flax_axes": "axes by name",
+    "stepwise_density": _ON_STEPS,
+    "stepwise_eigsh": _ON_STEPS,
+    "stepwise_svds": _ON_STEPS,
     "testing.assert_eigenvalues": _ON_THE_HOST,
     "testing.assert_singular_values": _ON_THE_HOST,
     "testing.clustered": "NumPy, in 64 bits",

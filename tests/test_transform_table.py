@@ -16,6 +16,7 @@ from spectrax import testing
 
 SHAPE = (8, 6)
 KEY = jax.random.key(11)
+NORMS = ("condition_number", "frobenius_norm")
 
 
 def linear(v, matrix):
@@ -38,6 +39,10 @@ def gram(matrix):
     """A Hermitian matrix, in the round-off of its two halves as well."""
     product = jnp.matmul(matrix.conj().T, matrix, precision="highest")
     return (product + product.conj().T) / 2
+
+
+def density(matrix):
+    return sx.spectral_density(matrix, key=KEY, num_probes=2, num_steps=4, spectrum="singular_values")
 
 
 def as_kernel(matrix):
@@ -83,6 +88,9 @@ TABLE = {
     "jacobian": lambda A: sx.jacobian(tanh_layer, point(A), A),
     "jacobian, reverse in chunks": lambda A: sx.jacobian(tanh_layer, point(A), A, mode="reverse", chunk_size=3),
     "batched_jacobian": lambda A: sx.batched_jacobian(tanh_layer, jnp.stack([point(A), 2 * point(A)]), A, chunk_size=1),
+    "jacobian_spectrum, norms and condition numbers": lambda A: sx.jacobian_spectrum(
+        tanh_layer, jnp.stack([point(A) / 4, point(A) / 2, point(A)]), A, statistics=NORMS, chunk_size=2
+    ),
     "jacobian_operator": lambda A: sx.jacobian_operator(tanh_layer, point(A), A).matvec(point(A)),
     "jacobian_operator, adjoint": lambda A: sx.jacobian_operator(tanh_layer, point(A), A).H @ point(A, 8),
     "aslinearoperator, matrix": lambda A: sx.aslinearoperator(A).H @ (sx.aslinearoperator(A) @ jnp.tanh(A[0])),
@@ -93,6 +101,10 @@ TABLE = {
     ),
     "conv_operator, adjoint": lambda A: (
         sx.conv_operator(as_kernel(A) ** 2, (5,), padding="FULL", strides=2).H @ jnp.ones((4, 6), A.dtype)
+    ),
+    "trace and logdet": lambda A: (
+        sx.trace(gram(A)).astype(A.dtype),
+        sx.logdet(gram(A) + jnp.eye(6, dtype=A.dtype)).astype(A.dtype),
     ),
     "to_dense": lambda A: (sx.aslinearoperator(A) @ function_of(A).H).to_dense(),
 }
@@ -106,7 +118,14 @@ ITERATIONS = {
     ),
 }
 # What has no derivative.
-BOUNDS = {"spectral_norm_bound": lambda A: sx.spectral_norm_bound(A, key=KEY, num_steps=4).value}
+BOUNDS = {
+    "spectral_norm_bound": lambda A: sx.spectral_norm_bound(A, key=KEY, num_steps=4).value,
+    "spectral_density": lambda A: density(A).count(0.5, 2.0).value,
+    "estimates of trace and logdet": lambda A: (
+        sx.trace(gram(A), key=KEY, method=sx.XTrace(), max_matvecs=4).astype(A.dtype),
+        sx.logdet(gram(A) + jnp.eye(6, dtype=A.dtype), key=KEY, method=sx.StochasticLanczos(2, 4)).astype(A.dtype),
+    ),
+}
 EVERY = {**TABLE, **ITERATIONS, **BOUNDS}
 
 
@@ -236,9 +255,8 @@ def test_lowering_for_every_platform(name):
     """Nothing but what exists on each of them: no callback, and on TPU no SVD inside of a Krylov loop."""
     f = EVERY[name]
     struct = jax.ShapeDtypeStruct(SHAPE, jnp.float32)
-    for platform in ("cpu", "cuda", "rocm", "tpu"):
-        exported = jax.export.export(jax.jit(f), platforms=(platform,))(struct)
-        assert "callback" not in exported.mlir_module()
+    exported = jax.export.export(jax.jit(f), platforms=("cpu", "cuda", "rocm", "tpu"))(struct)
+    assert "callback" not in exported.mlir_module()
     if name in TABLE:
         jax.export.export(jax.jit(jax.grad(scalar(f))), platforms=("tpu",))(struct)
 

@@ -4,12 +4,12 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from spectrax.integrations import checkpoints, torch_files
+from spectrax.integrations import checkpoints, long_runs, torch_files
 
 if TYPE_CHECKING:
     from spectrax.integrations import linen, nnx
 
-__all__ = ["checkpoints", "linen", "nnx", "torch_files"]
+__all__ = ["checkpoints", "linen", "long_runs", "nnx", "torch_files"]
 
 
 def __getattr__(name: str) -> ModuleType:

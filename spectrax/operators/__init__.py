@@ -9,10 +9,13 @@ from spectrax.operators.curvature import (
     hessian_operator,
     ntk_operator,
 )
-from spectrax.operators.jacobian import batched_jacobian, jacobian, jacobian_operator
+from spectrax.operators.dense_jacobians import batched_jacobian, jacobian
+from spectrax.operators.host_operator import HostOperator
+from spectrax.operators.jacobian import jacobian_operator
 from spectrax.operators.linear_operator import LinearOperator
 
 __all__ = [
+    "HostOperator",
     "LinearOperator",
     "aslinearoperator",
     "batched_jacobian",

@@ -1,17 +1,20 @@
 """Curvature of a loss in a network's parameters: symmetric operators, known by their products with vectors.
 
-Over mini-batched data an operator is the mean of those of the batches, summed in their order by a `scan`: memory is
-that of one batch.
+Over mini-batched data an operator is the mean of those of the batches, summed in their order by a `scan`: beside the
+data, memory is that of one batch, for a derivative of the operator as well.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, vectors
+from spectrax import checks, layouts, vectors
+from spectrax.operators.curvature_products import described, gauss_newton_product, hessian_product, linearized
+from spectrax.operators.host_operator import HostOperator, first_structure, is_source
 from spectrax.operators.jacobian import jacobian_operator
 from spectrax.operators.linear_operator import LinearOperator, register
 from spectrax.programs.hoisting import Direct, Program, hoist
@@ -19,29 +22,21 @@ from spectrax.programs.hoisting import Direct, Program, hoist
 PyTree = Any
 
 
-@register(children=("consts", "params", "batches", "args"), static=("program", "in_struct", "out_struct"))
+@register(children=("consts", "params", "batches", "weights", "args"), static=("program", "in_struct", "out_struct"))
 class CurvatureOperator(LinearOperator):
     """A symmetric operator on the space of the parameters; made by the functions of this module."""
 
     program: Program | Direct
 
-    def __init__(self, product: Callable, params: PyTree, batches: PyTree, args: tuple):
+    def __init__(self, product: Callable, params: PyTree, batches: PyTree, weights: Any, args: tuple):
         """Trace product(params, v, batch, *args), or product(params, v, *args) where there are no batches."""
-        params = jax.tree.map(jnp.asarray, params)
-        for leaf in jax.tree.leaves(params):
-            checks.inexact("params", leaf.dtype)
-            if vectors.is_complex(leaf.dtype):
-                raise TypeError(f"params must be real, got {leaf.dtype.name}: curvature of complex ones is not defined")
-        self.in_struct = self.out_struct = vectors.structure(params)
-        one = ()
-        if batches is not None:
-            batches = jax.tree.map(jnp.asarray, batches)
-            checks.leading_axis("batches", batches)
-            one = (jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches),)
+        params = _checked(params)
+        self.in_struct = self.out_struct = layouts.placed(vectors.structure(params), params)
+        batches, weights, *one = _batched(batches, weights)
         with jax.default_matmul_precision("highest"):
-            hoisted = hoist(product, self.in_struct, self.in_struct, *one, *vectors.structure(args))
+            hoisted = hoist(product, self.in_struct, self.in_struct, *one, *_structures(args))
         self.program, self.consts = hoisted.program, hoisted.consts
-        self.params, self.batches, self.args = params, batches, args
+        self.params, self.batches, self.weights, self.args = params, batches, weights, args
 
     def products(self):
         if self.batches is None:
@@ -55,17 +50,91 @@ class CurvatureOperator(LinearOperator):
 
             return matvec, matvec
 
-        count = checks.leading_axis("batches", self.batches)
-
         def mean(v):
-            def add(total, batch):
-                with jax.default_matmul_precision("highest"):
-                    return vectors.add(total, self.program(self.consts, self.params, v, batch, *self.args)), None
-
-            total, _ = jax.lax.scan(add, vectors.zeros(self.in_struct), self.batches)
-            return vectors.scale(1 / count, total)
+            return _mean(self.program, self.consts, self.params, v, self.batches, self.weights, self.args)
 
         return mean, mean
+
+
+def _operator(product: Callable, params: PyTree, batches: Any, weights: Any, args: tuple) -> LinearOperator:
+    """Return the operator of product(params, v, batch, *args) over stacked batches, or over those of an iterator."""
+    if not is_source(batches):
+        return CurvatureOperator(product, params, batches, weights, args)
+    params = _checked(params)
+    if weights is not None:
+        weights = jnp.asarray(weights)
+        if weights.ndim != 1:
+            raise ValueError(f"weights must be one number for each batch, shape (count,), got {weights.shape}")
+        _check_weights(weights)
+    (batch, used), struct = first_structure(batches), vectors.structure(params)
+    with jax.default_matmul_precision("highest"):
+        hoisted = hoist(product, struct, struct, batch, *_structures(args))
+    return HostOperator(hoisted.program, hoisted.consts, params, batches, weights, args, batch, used)
+
+
+def _checked(params: PyTree) -> PyTree:
+    params = jax.tree.map(jnp.asarray, params)
+    if not vectors.size(params):
+        raise ValueError(f"params must hold at least one number, got {described(params)}")
+    for leaf in jax.tree.leaves(params):
+        checks.inexact("params", leaf.dtype)
+        if vectors.is_complex(leaf.dtype):
+            raise TypeError(f"params must be real, got {leaf.dtype.name}: curvature of complex ones is not defined")
+    return params
+
+
+def _check_weights(weights: jax.Array) -> None:
+    if not jnp.issubdtype(weights.dtype, jnp.floating) and not jnp.issubdtype(weights.dtype, jnp.integer):
+        raise TypeError(f"weights must be real numbers, got {weights.dtype.name}")
+
+
+def _batched(batches: PyTree, weights: Any) -> tuple:
+    """Return the batches and their weights as arrays, and behind them the structure of one batch, if there are any."""
+    if batches is None:
+        if weights is not None:
+            raise ValueError("weights are those of the batches, and there are no batches")
+        return None, None
+    batches = jax.tree.map(jnp.asarray, batches)
+    count = checks.leading_axis("batches", batches)
+    if count == 0:
+        raise ValueError(f"batches must hold at least one batch, got {described(batches)}")
+    if weights is not None:
+        weights = jnp.asarray(weights)
+        if weights.shape != (count,):
+            raise ValueError(f"weights must be one number for each batch, shape ({count},), got {weights.shape}")
+        _check_weights(weights)
+    return batches, weights, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
+
+
+def _structures(args: tuple) -> tuple:
+    for leaf in jax.tree.leaves(args):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+            raise TypeError(f"args must be arrays, got {leaf!r}: bind it to the function with functools.partial")
+    return vectors.structure(args)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _mean(program, consts, params, v, batches, weights, args):
+    """Return the weighted mean of the batches' products, one after the other, added up in the working dtype."""
+    wide = vectors.working_struct(vectors.structure(params))
+
+    # Rematerialised, so that a derivative of the sum keeps no more than one batch's intermediate results, either.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def term(batch, weight):
+        with jax.default_matmul_precision("highest"):
+            image = vectors.cast(program(consts, params, v, batch, *args), wide)
+        return image if weight is None else vectors.scale(weight, image)
+
+    def add(total, one):
+        return vectors.add(total, term(*one)), None
+
+    total, _ = jax.lax.scan(add, vectors.zeros(wide), (batches, weights))
+    if weights is None:
+        count = jax.tree.leaves(batches)[0].shape[0]
+        mean = vectors.scale(1 / count, total)
+    else:
+        mean = jax.tree.map(lambda leaf: leaf / jnp.sum(weights.astype(leaf.dtype)), total)
+    return vectors.cast(mean, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +142,7 @@ class _HessianProduct:
     loss: Callable[..., jax.Array]
 
     def __call__(self, params: PyTree, v: PyTree, *rest: Any) -> PyTree:
-        return jax.jvp(jax.grad(lambda point: _scalar(self.loss(point, *rest))), (params,), (v,))[1]
+        return hessian_product(lambda point: self.loss(point, *rest), params, v)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +151,8 @@ class _GaussNewtonProduct:
     loss: Callable[..., jax.Array]
 
     def __call__(self, params: PyTree, v: PyTree, *rest: Any) -> PyTree:
-        outputs, pushforward = jax.linearize(lambda point: self.model(point, *rest), params)
-        slope = jax.grad(lambda outputs: _scalar(self.loss(outputs, *rest)))
-        curved = jax.jvp(slope, (outputs,), (pushforward(v),))[1]
-        (pulled,) = jax.linear_transpose(pushforward, params)(curved)
-        return pulled
+        model, loss = (lambda point: self.model(point, *rest)), (lambda outputs: self.loss(outputs, *rest))
+        return gauss_newton_product(model, loss, params, v)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +160,10 @@ class _SampleFisherProduct:
     losses: Callable[..., jax.Array]
 
     def __call__(self, params: PyTree, v: PyTree, *rest: Any) -> PyTree:
-        values, pushforward = jax.linearize(lambda point: self.losses(point, *rest), params)
-        if getattr(values, "ndim", None) != 1:
-            raise ValueError(f"losses must return one number for each sample, shape (count,), got {_shapes(values)}")
-        (pulled,) = jax.linear_transpose(pushforward, params)(pushforward(v) / values.shape[0])
-        return pulled
+        values, pushforward, pullback = linearized("losses", lambda point: self.losses(point, *rest), params)
+        if getattr(values, "ndim", None) != 1 or not len(values):
+            raise ValueError(f"losses must return one number for each sample, shape (count,), got {described(values)}")
+        return pullback(pushforward(v) / values.shape[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +172,9 @@ class _Categorical:
 
     def __call__(self, logits: jax.Array, *rest: Any) -> jax.Array:
         del rest
-        if getattr(logits, "ndim", 0) < 1:
-            raise ValueError(f"model must return logits, classes along the last axis, got {_shapes(logits)}")
+        if getattr(logits, "ndim", 0) < 1 or not logits.size:
+            raise ValueError(f"model must return logits, classes along the last axis, got {described(logits)}")
+        logits = logits.astype(vectors.working_dtype(logits.dtype))
         return jnp.mean(jax.nn.logsumexp(logits, axis=-1))
 
 
@@ -119,34 +185,49 @@ class _Gaussian:
     def __call__(self, outputs: PyTree, *rest: Any) -> jax.Array:
         del rest
         leaves = jax.tree.leaves(outputs)
-        if not leaves or any(leaf.ndim == 0 for leaf in leaves):
-            raise ValueError(f"model must return outputs with samples along the leading axis, got {_shapes(outputs)}")
-        squares = [jnp.sum(jnp.square(leaf)) / (2 * leaf.shape[0]) for leaf in leaves]
+        if not leaves or any(leaf.ndim == 0 or not leaf.shape[0] for leaf in leaves):
+            raise ValueError(f"model must return outputs, samples along the leading axis, got {described(outputs)}")
+        wide = max((vectors.working_dtype(leaf.dtype) for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
+        squares = [jnp.sum(jnp.square(leaf.astype(wide))) / (2 * leaf.shape[0]) for leaf in leaves]
         return jnp.sum(jnp.stack(squares))
 
 
 _LIKELIHOODS = {"categorical": _Categorical(), "gaussian": _Gaussian()}
 
 
-def hessian_operator(loss: Callable, params: PyTree, /, *args: Any, batches: PyTree = None) -> LinearOperator:
+def hessian_operator(
+    loss: Callable, params: PyTree, /, *args: Any, batches: PyTree = None, weights: Any = None
+) -> LinearOperator:
     """Return the Hessian of loss(params, *args) in the parameters as a matrix-free operator.
 
     Args:
         loss: Returns a number; with `batches` of loss(params, batch, *args), and the operator is the mean over them.
         params: A pytree of real arrays.
-        *args: Further arguments.
-        batches: Pytree of mini-batches, stacked along the leading axis of every leaf; None for none.
+        *args: Further arguments, pytrees of arrays.
+        batches: Pytree of mini-batches, stacked along the leading axis of every leaf; None for none. Or a function
+            that returns an iterator over them, the same ones in the same order at each call: the operator is then a
+            `HostOperator`, whose products are passes over the data from the host, for the stepwise functions.
+        weights: Weights of the batches, shape (count,), not negative; None for equal ones. The operator is the sum of
+            weight times the batch's over the sum of the weights. Where the last batch is padded and the loss is a mean
+            over what is no padding, the numbers of samples are the weights that make it the mean over all samples.
 
     Returns:
-        A symmetric operator from the structure of the parameters to itself.
+        A symmetric operator from the structure of the parameters to itself, in their dtypes. The batches' products are
+        added up in 32 bits at least.
 
     Raises:
-        TypeError: If a parameter is complex or an integer.
-        ValueError: If the loss is no scalar, or the leading axes of the batches differ.
+        TypeError: If a parameter is complex or an integer, or the loss returns anything but one real number.
+        ValueError: If the loss returns an array with axes; if there are no parameters; if the batches' leading axes
+            differ or are empty; if the weights do not fit them.
 
     Cost:
         A product takes about four evaluations of the loss, for each batch in turn; without batches what does not depend
         on the vector is computed once for each call of `products`.
+
+    Derivatives:
+        In the parameters, the batches, the weights and the further arguments. The gradient of a `custom_vjp` inside the
+        loss is differentiated as its rule gives it; it must be the gradient of something, or else the Hessian is not
+        symmetric, which is not checked.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -158,11 +239,11 @@ def hessian_operator(loss: Callable, params: PyTree, /, *args: Any, batches: PyT
     Source:
         Pearlmutter 1994, "Fast exact multiplication by the Hessian".
     """
-    return CurvatureOperator(_HessianProduct(loss), params, batches, args)
+    return _operator(_HessianProduct(loss), params, batches, weights, args)
 
 
 def ggn_operator(
-    model: Callable, loss: Callable, params: PyTree, /, *args: Any, batches: PyTree = None
+    model: Callable, loss: Callable, params: PyTree, /, *args: Any, batches: PyTree = None, weights: Any = None
 ) -> LinearOperator:
     """Return the generalised Gauss-Newton matrix J^T H J of loss(model(params, *args), *args).
 
@@ -174,16 +255,21 @@ def ggn_operator(
         params: A pytree of real arrays.
         *args: Further arguments of both.
         batches: As in `hessian_operator`: model(params, batch, *args) and loss(outputs, batch, *args).
+        weights: As in `hessian_operator`.
 
     Returns:
         A symmetric operator from the structure of the parameters to itself.
 
     Raises:
-        TypeError: As in `hessian_operator`.
+        TypeError: As in `hessian_operator`; if the model returns anything but floating-point arrays.
         ValueError: As in `hessian_operator`.
 
     Cost:
         As in `hessian_operator`, about three evaluations of the model.
+
+    Derivatives:
+        As in `hessian_operator`. J v is the transpose of the model's vector-Jacobian product, so that a `custom_vjp`
+        inside counts; its backward rule must be linear.
 
     Example:
         >>> import jax.numpy as jnp
@@ -196,11 +282,11 @@ def ggn_operator(
     Source:
         Schraudolph 2002, "Fast curvature matrix-vector products for second-order gradient descent".
     """
-    return CurvatureOperator(_GaussNewtonProduct(model, loss), params, batches, args)
+    return _operator(_GaussNewtonProduct(model, loss), params, batches, weights, args)
 
 
 def fisher_operator(
-    model: Callable, params: PyTree, /, *args: Any, likelihood: str, batches: PyTree = None
+    model: Callable, params: PyTree, /, *args: Any, likelihood: str, batches: PyTree = None, weights: Any = None
 ) -> LinearOperator:
     """Return the Fisher information matrix of a model's distribution of labels, mean over samples.
 
@@ -212,16 +298,21 @@ def fisher_operator(
         params: A pytree of real arrays.
         *args: Further arguments of the model.
         likelihood: "categorical" or "gaussian".
-        batches: As in `hessian_operator`: model(params, batch, *args).
+        batches: As in `hessian_operator`: model(params, batch, *args). The mean in each batch is over all its samples:
+            padding of constant outputs adds nothing but is counted, so multiply the operator by all over real samples.
+        weights: As in `hessian_operator`.
 
     Returns:
         A symmetric positive semidefinite operator from the structure of the parameters to itself.
 
     Raises:
-        TypeError: As in `hessian_operator`.
-        ValueError: As in `hessian_operator`; for another likelihood.
+        TypeError: As in `ggn_operator`.
+        ValueError: As in `hessian_operator`; for another likelihood; if there are no samples.
 
     Cost:
+        As in `ggn_operator`.
+
+    Derivatives:
         As in `ggn_operator`.
 
     Example:
@@ -235,11 +326,11 @@ def fisher_operator(
         Martens 2020, arXiv 1412.1193: for these likelihoods it equals the generalised Gauss-Newton matrix.
     """
     checks.choice("likelihood", likelihood, tuple(_LIKELIHOODS))
-    return CurvatureOperator(_GaussNewtonProduct(model, _LIKELIHOODS[likelihood]), params, batches, args)
+    return _operator(_GaussNewtonProduct(model, _LIKELIHOODS[likelihood]), params, batches, weights, args)
 
 
 def empirical_fisher_operator(
-    losses: Callable, params: PyTree, /, *args: Any, batches: PyTree = None
+    losses: Callable, params: PyTree, /, *args: Any, batches: PyTree = None, weights: Any = None
 ) -> LinearOperator:
     """Return the mean of g g^T over the gradients g of the samples' losses.
 
@@ -247,17 +338,22 @@ def empirical_fisher_operator(
         losses: Returns the losses of the samples, shape (count,).
         params: A pytree of real arrays.
         *args: Further arguments.
-        batches: As in `hessian_operator`: losses(params, batch, *args).
+        batches: As in `hessian_operator`: losses(params, batch, *args). As in `fisher_operator`, padding of constant
+            loss adds nothing but is counted.
+        weights: As in `hessian_operator`.
 
     Returns:
         A symmetric positive semidefinite operator from the structure of the parameters to itself.
 
     Raises:
-        TypeError: As in `hessian_operator`.
-        ValueError: As in `hessian_operator`; if the losses are no vector.
+        TypeError: As in `hessian_operator`; if the losses are no floating-point array.
+        ValueError: As in `hessian_operator`; if the losses are no vector, or an empty one.
 
     Cost:
         About three evaluations of the losses a product; the gradients are not formed.
+
+    Derivatives:
+        As in `ggn_operator`, with the losses in place of the model.
 
     Example:
         >>> import jax.numpy as jnp
@@ -270,7 +366,7 @@ def empirical_fisher_operator(
     Source:
         Kunstner et al. 2019, arXiv 1905.12558, where it parts from the Fisher information matrix.
     """
-    return CurvatureOperator(_SampleFisherProduct(losses), params, batches, args)
+    return _operator(_SampleFisherProduct(losses), params, batches, weights, args)
 
 
 def ntk_operator(function: Callable, params: PyTree, /, *args: Any) -> LinearOperator:
@@ -302,13 +398,3 @@ def ntk_operator(function: Callable, params: PyTree, /, *args: Any) -> LinearOpe
     """
     J = jacobian_operator(function, params, *args)
     return J @ J.H
-
-
-def _scalar(value: Any) -> jax.Array:
-    if jnp.shape(value) != ():
-        raise ValueError(f"loss must return one number, got {_shapes(value)}")
-    return value
-
-
-def _shapes(tree: PyTree) -> str:
-    return f"shapes {[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]}"

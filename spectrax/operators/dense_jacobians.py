@@ -34,8 +34,8 @@ def jacobian(
         x: The point.
         *args: Further arguments of f.
         mode: "forward" takes n JVPs, "reverse" m VJPs, "auto" what is cheaper: VJPs for functions with a `custom_vjp`,
-            JVPs for those with a `while` loop, which have nothing else; the shorter side where it is eight times shorter; otherwise the side whose products, as they are traced,
-            take fewer operations in all.
+            JVPs for those with a `while` loop, which have nothing else; the shorter side where it is eight times
+            shorter; otherwise the side whose products, as they are traced, take fewer operations in all.
         chunk_size: How many JVPs or VJPs are taken in one batch; by default what `max_bytes` allows and a cache holds.
         max_bytes: The most memory that the computation may hold beside its arguments and its result, by a count of
             the arrays in its program; None for a tenth of the result, or half a MiB if that is more.

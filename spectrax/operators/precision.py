@@ -5,6 +5,7 @@ import jax
 from spectrax import vectors
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.convolution import ConvolutionGeometry, ConvolutionOperator
+from spectrax.operators.host_operator import HostOperator
 from spectrax.operators.linear_operator import LinearOperator, register
 
 
@@ -39,6 +40,8 @@ def in_working_precision(operator: LinearOperator) -> LinearOperator:
         return operator
     if isinstance(operator, MatrixOperator):
         return MatrixOperator(operator.matrix.astype(vectors.working_dtype(operator.dtype)))
+    if isinstance(operator, HostOperator):
+        return operator.widened()
     return WorkingOperator(operator)
 
 

@@ -95,6 +95,7 @@ class Options:
         chosen = {name: op for name, op in operators.items() if self.mask is None or self.mask(name)}
         if not chosen:
             raise ValueError(f"the mask leaves none of the maps {', '.join(operators) or '(there are none)'}")
+        checks.automatic_axes("a map", chosen)
         return chosen
 
     def per_sample(self, function: Callable, params: PyTree, batch: dict[str, PyTree], key: jax.Array | None) -> Any:

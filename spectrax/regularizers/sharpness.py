@@ -1,6 +1,7 @@
 """The penalty on the largest curvature of a loss, by a vector that is followed from step to step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from spectrax import checks, vectors
+from spectrax.operators.curvature_products import gauss_newton_product, hessian_product
 from spectrax.regularizers.blocks import Blocks
 from spectrax.regularizers.penalty import Penalty, PenaltyState, accepted, check_key, nothing_measured, own_key
 from spectrax.spectrum import Lanczos, eigsh
@@ -121,15 +123,11 @@ class _Sharpness:
 
     def _product(self, merged, point, v, batch):
         """Return the curvature's product with a vector, at a point."""
-        model = self.model
-        if model is None:
-            slope = jax.grad(lambda leaves: self.loss(merged(leaves), **accepted(self.loss, batch)))
-            return jax.jvp(slope, (point,), (v,))[1]
-        outputs_of = lambda leaves: model(merged(leaves), **accepted(model, batch))  # noqa: E731
-        outputs, moved = jax.jvp(outputs_of, (point,), (v,))
-        slope = jax.grad(lambda outputs: self.loss(outputs, **accepted(self.loss, batch)))
-        curved = jax.jvp(slope, (outputs,), (moved,))[1]
-        return jax.vjp(outputs_of, point)[1](curved)[0]
+        if self.model is None:
+            return hessian_product(lambda leaves: self.loss(merged(leaves), **accepted(self.loss, batch)), point, v)
+        model = functools.partial(self.model, **accepted(self.model, batch))
+        loss = functools.partial(self.loss, **accepted(self.loss, batch))
+        return gauss_newton_product(lambda leaves: model(merged(leaves)), loss, point, v)
 
 
 def _split(params: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:

@@ -1,8 +1,10 @@
 """One self-contained HTML page on the spectra of a checkpoint: tables that can be sorted, pictures, no other files."""
 
 import base64
+import dataclasses
 import html
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,13 +117,20 @@ def _layer_table(layers: Sequence[Mapping[str, Any]]) -> str:
     return _table([*head, "spectrum"] if with_curve else head, rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]]) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Drawing:
+    """What stands in a cell as it is, and not as text."""
+
+    code: str
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[tuple[str | _Drawing, str]]]) -> str:
     """Return a table; a cell is its text, or a drawing, and what it is sorted by."""
     lines = "".join(
         "<tr>"
         + "".join(
             f'<td data-key="{html.escape(key)}"{_text_class(key)}>'
-            f"{shown if shown.startswith('<svg') else html.escape(shown)}</td>"
+            f"{shown.code if isinstance(shown, _Drawing) else html.escape(shown)}</td>"
             for shown, key in row
         )
         + "</tr>\n"
@@ -153,7 +162,7 @@ def _relative(entry: Mapping[str, Any] | None) -> float | None:
     return float(entry["residual"]) / float(entry["value"])
 
 
-def _curve(layer: Mapping[str, Any]) -> str:
+def _curve(layer: Mapping[str, Any]) -> str | _Drawing:
     """Return the sorted singular values as a small drawing."""
     if "spectrum" not in layer:
         return "-"
@@ -166,7 +175,7 @@ def _curve(layer: Mapping[str, Any]) -> str:
         f"{80 * (rank - 1) / max(ranks[-1] - 1, 1):.1f},{1 + 18 * (1 - value / values[0]):.1f}"
         for rank, value in list(zip(ranks, values, strict=True))[::step]
     )
-    return (
+    return _Drawing(
         '<svg width="80" height="20" viewBox="0 0 80 20"><polyline fill="none" stroke="#0072B2" stroke-width="1.2" '
         f'points="{points}"/></svg>'
     )
@@ -174,6 +183,8 @@ def _curve(layer: Mapping[str, Any]) -> str:
 
 def _picture(figure: Any, name: str) -> str:
     file = io.BytesIO()
-    figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of names in scripts that the font has not
+        figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None})
     data = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'

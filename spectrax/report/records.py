@@ -111,14 +111,14 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         ...     read_records(file)
         [{'step': 1}]
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    lines = Path(path).read_bytes().split(b"\n")  # as bytes: a line may have been cut off within a letter
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            record = from_json(line)
-        except json.JSONDecodeError as error:
+            record = from_json(line.decode())
+        except ValueError as error:
             if number == len(lines):  # what follows the last line break: an unfinished line
                 break
             raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error

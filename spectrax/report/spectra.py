@@ -40,6 +40,7 @@ def spectrum_table(layers: Sequence[Mapping[str, Any]], /) -> Any:
         1
     """
     shown = measured_quantities(layers)
+    text = require("rich.text", "printing tables").Text  # in which brackets are no markup
     table = require("rich.table", "printing tables").Table(
         title="Spectra", title_justify="left", title_style="bold", show_edge=False
     )
@@ -49,7 +50,7 @@ def spectrum_table(layers: Sequence[Mapping[str, Any]], /) -> Any:
         table.add_column(_QUANTITIES[name], justify="right")
     for layer in layers:
         cells = [format_quantity(layer.get(name)) for name in shown] if layer["finite"] else ["not finite"]
-        table.add_row(layer["name"], "x".join(map(str, layer["shape"])), *cells)
+        table.add_row(text(printable(layer["name"])), "x".join(map(str, layer["shape"])), *cells)
     return table
 
 
@@ -86,6 +87,28 @@ def format_quantity(quantity: Mapping[str, Any] | None, /) -> str:
         return "-"
     mark = "" if quantity["value"] == float("inf") else _MARKS[quantity.get("kind", "exact")]
     return mark + format_number(quantity["value"]) + ("" if quantity.get("converged", True) else " ?")
+
+
+def printable(name: str, /) -> str:
+    r"""Replace what is no character to be shown: control characters, and halves of characters.
+
+    Args:
+        name: A name from a file.
+
+    Returns:
+        The name for a terminal or a picture.
+
+    Example:
+        >>> printable("a\x1b[31m"), printable("w[0]")
+        ('a�[31m', 'w[0]')
+    """
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+
+
+def _label(name: str, length: int) -> str:
+    """Return a name as a label of a picture: cut to a length, and without formulas."""
+    name = printable(name)
+    return (name if len(name) <= length else "..." + name[3 - length :]).replace("$", r"\$")
 
 
 def role(name: str, /) -> tuple[str, int]:
@@ -150,7 +173,7 @@ def depth_figure(layers: Sequence[Mapping[str, Any]], /) -> Any:
         log_axis(panel)
         panel.tick_params(which="minor", length=0)
     names = list(roles)[:_MOST_ROLES]
-    figure_legend(figure, [(*_legend(place), name) for place, name in enumerate(names)])
+    figure_legend(figure, [(*_legend(place), _label(name, 60)) for place, name in enumerate(names)])
     return figure
 
 
@@ -178,7 +201,7 @@ def spectrum_figure(layers: Sequence[Mapping[str, Any]], /) -> Any:
     colours = require("matplotlib", "drawing pictures").colormaps["viridis"]
     figure, panels = make_panels(len(roles), columns=4, width=3.4, height=2.7, sharey=True)
     for panel, (name, members) in zip(panels, roles, strict=True):
-        decorate(panel, name if len(name) <= 34 else "..." + name[-31:], "rank / min(m, n)", "singular value / largest")
+        decorate(panel, _label(name, 34), "rank / min(m, n)", "singular value / largest")
         for place, (_, layer) in enumerate(sorted(members, key=_depth)):
             rank = np.asarray(layer["spectrum"]["rank"], float)
             value = np.asarray(layer["spectrum"]["value"], float)

@@ -70,7 +70,8 @@ def measure(matrix: Matrix, values: np.ndarray, config: SpectrumConfig, /) -> di
         found["stable_rank"] = _stable_rank(frobenius, found["sigma_max"], min(matrix.shape))
     if "sigma_min" in found:
         found["condition_number"] = _condition_number(found["sigma_max"], found["sigma_min"], array)
-    return _scaled(found, exponent) if exponent else found
+    with np.errstate(over="ignore"):  # values above the largest double are inf
+        return _scaled(found, exponent) if exponent else found
 
 
 def working_dtype(stored: Any, precision: str) -> np.dtype:
@@ -84,7 +85,7 @@ def working_dtype(stored: Any, precision: str) -> np.dtype:
         float32, float64, complex64 or complex128.
     """
     stored = np.dtype(stored)
-    wide = stored in (np.float64, np.complex128) if precision == "stored" else precision == "float64"
+    wide = stored.itemsize // (1 + (stored.kind == "c")) >= 8 if precision == "stored" else precision == "float64"
     if stored.kind == "c":
         return np.dtype(np.complex128 if wide else np.complex64)
     return np.dtype(np.float64 if wide else np.float32)

@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from spectrax.report.extras import require
+from spectrax.report.spectra import printable
 
 
 class Progress:
@@ -25,7 +26,7 @@ class Progress:
         if not self._quiet and sys.stdout.isatty():
             progress = require("rich.progress", "the progress bar")
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description}", table_column=None),
+                progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(),
                 progress.TaskProgressColumn(),
                 progress.TimeElapsedColumn(),
@@ -45,6 +46,7 @@ class Progress:
 
     def begin(self, name: str) -> None:
         """Say which matrix is next."""
+        name = printable(name)
         if self._bar is not None:
             self._bar.update(self._task, description=name if len(name) <= 40 else "..." + name[-37:])
 

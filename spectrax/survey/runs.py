@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from spectrax.integrations.weights import open_weights
+from spectrax.integrations.weights import UnreadableError, Weights, open_weights
 from spectrax.report import format_number
 from spectrax.report.extras import require
 from spectrax.report.html import spectrum_page
+from spectrax.report.spectra import printable
 from spectrax.survey.configuration import SpectrumConfig
 from spectrax.survey.directory import SurveyDirectory
 from spectrax.survey.measurement import measure
 from spectrax.survey.progress import Progress
-from spectrax.survey.selection import LeftOut, Matrix, select
+from spectrax.survey.selection import LeftOut, Matrix, is_named, select
 
 OnMatrix = Callable[[str], None]
 
@@ -26,17 +27,21 @@ class Survey:
 
     Attributes:
         config: What to measure.
-        format: The checkpoint's format.
+        weights: The checkpoint.
+        stamp: That of the checkpoint when it was opened.
         matrices: The matrices.
         left_out: Arrays that are not measured, and why.
         directory: The directory.
+        found: The records that it had, by name.
     """
 
     config: SpectrumConfig
-    format: str
+    weights: Weights
+    stamp: tuple[tuple[int, int, int], ...]
     matrices: list[Matrix]
     left_out: list[LeftOut]
     directory: SurveyDirectory
+    found: dict[str, dict[str, Any]]
 
 
 def survey(
@@ -59,8 +64,10 @@ def survey(
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        FileExistsError: If `config.out` holds another survey, or files that no survey wrote.
-        ValueError: If the checkpoint is damaged, its format is not known, or it holds no matrix to measure.
+        FileExistsError: If `config.out` holds another survey, or files that no survey wrote, or if another process is
+            writing it.
+        ValueError: If the checkpoint is damaged, its format is not known, or it holds no matrix to measure; an
+            `UnreadableError` if an array cannot be read, or the checkpoint changes while it is measured.
         ImportError: If a package is missing, naming the extra that brings it.
 
     Example:
@@ -90,11 +97,14 @@ def prepare(config: SpectrumConfig, /, *, overwrite: bool) -> Survey:
     require("matplotlib", "drawing pictures")
     require("rich", "printing tables")
     weights = open_weights(config.checkpoint)
+    stamp = weights.stamp()
     matrices, left_out = select(weights, config)
     if not matrices:
         why = "".join(f"\n  {item.name} {list(item.shape)}: {item.reason}" for item in left_out[:5])
         more = f"\n  and {len(left_out) - 5} more" if len(left_out) > 5 else ""
         what = f"{config.checkpoint} ({weights.format}, {len(weights.arrays)} arrays)"
+        if weights.arrays and not any(is_named(array.name, config) for array in weights.arrays):
+            why = f"; the names that include={config.include} allows are left out by exclude={config.exclude}"
         raise ValueError(f"{what} holds no matrix to measure{why}{more}")
     names = [matrix.name for matrix in matrices]
     if len(set(names)) < len(names):
@@ -104,11 +114,16 @@ def prepare(config: SpectrumConfig, /, *, overwrite: bool) -> Survey:
     for name in ("checkpoint", "out"):  # where the files are does not matter
         del settings[name]
     directory = SurveyDirectory.begin(Path(config.out), settings, overwrite=overwrite)
-    return Survey(config, weights.format, matrices, left_out, directory)
+    try:
+        found = directory.finished()
+    except BaseException:
+        directory.release()
+        raise
+    return Survey(config, weights, stamp, matrices, left_out, directory, found)
 
 
 def run(prepared: Survey, /, *, quiet: bool, on_matrix: OnMatrix | None = None) -> dict[str, Any]:
-    """Measure what is not measured yet, and write the report.
+    """Measure what is not measured yet, write the report, and let go of the directory.
 
     Args:
         prepared: What `prepare` returned.
@@ -118,19 +133,31 @@ def run(prepared: Survey, /, *, quiet: bool, on_matrix: OnMatrix | None = None) 
     Returns:
         What `spectrum.json` holds.
     """
-    directory, config = prepared.directory, prepared.config
-    found = directory.finished()
+    try:
+        return _run(prepared, quiet=quiet, on_matrix=on_matrix)
+    finally:
+        prepared.directory.release()
+
+
+def _run(prepared: Survey, *, quiet: bool, on_matrix: OnMatrix | None) -> dict[str, Any]:
+    directory, config, found = prepared.directory, prepared.config, prepared.found
     work = {matrix.name: _work(matrix) for matrix in prepared.matrices}
     done = sum(amount for name, amount in work.items() if name in found)
     with Progress(quiet=quiet, total=sum(work.values()), done=done) as progress:
         missing = (matrix for matrix in prepared.matrices if matrix.name not in found)
         for matrix, values in _read(missing, progress, on_matrix):
-            record = directory.append(measure(matrix, values, config))
+            measured = measure(matrix, values, config)
+            if prepared.weights.stamp() != prepared.stamp:
+                raise UnreadableError(
+                    f"{config.checkpoint} has changed while it was measured: start anew with --overwrite"
+                )
+            record = directory.append(measured)
             found[matrix.name] = record
             progress.end(summary_line(record), work[matrix.name])
     result = {
-        "program": "spectrax spectrum", "format_version": 1, "checkpoint": config.checkpoint, "format": prepared.format,
-        "settings": directory.settings, "layers": [found[matrix.name] for matrix in prepared.matrices],
+        "program": "spectrax spectrum", "format_version": 1, "checkpoint": config.checkpoint,
+        "format": prepared.weights.format, "settings": directory.settings,
+        "layers": [found[matrix.name] for matrix in prepared.matrices],
         "left_out": [dataclasses.asdict(item) for item in prepared.left_out],
     }  # fmt: skip
     directory.conclude(result, spectrum_page(result))
@@ -147,11 +174,12 @@ def summary_line(record: dict[str, Any]) -> str:
         The text.
     """
     shape = "x".join(map(str, record["shape"]))
+    name = printable(record["name"])
     if not record["finite"]:
-        return f"{record['name']} {shape}: not finite"
+        return f"{name} {shape}: not finite"
     names = ("sigma_max", "sigma_min", "condition_number", "stable_rank", "effective_rank")
-    parts = [f"{name.replace('_', ' ')} {format_number(record[name]['value'])}" for name in names if name in record]
-    return f"{record['name']} {shape}: {', '.join(parts)}"
+    parts = [f"{each.replace('_', ' ')} {format_number(record[each]['value'])}" for each in names if each in record]
+    return f"{name} {shape}: {', '.join(parts)}"
 
 
 def _read(
@@ -165,7 +193,13 @@ def _read(
             on_matrix(matrix.name)
         if matrix.array is not array:
             values = np.zeros(0)  # let go of the last one before the next is read
-            array, values = matrix.array, np.asarray(matrix.array.load())
+            array = matrix.array
+            try:
+                values = np.asarray(array.load())
+            except Exception as error:  # whatever the readers of the formats raise
+                raise UnreadableError(
+                    f"the array {array.name!r} cannot be read: {error or type(error).__name__}"
+                ) from error
         yield matrix, matrix.of(values)
 
 

@@ -62,12 +62,19 @@ def select(weights: Weights, config: SpectrumConfig, /) -> tuple[list[Matrix], l
     Returns:
         The matrices in the checkpoint's order; and the arrays of two axes and more that the names allow and that are
         left out all the same.
+
+    Raises:
+        ValueError: If a pattern of `config.include` matches no name.
     """
+    for pattern in config.include:
+        if weights.arrays and not any(fnmatch.fnmatchcase(array.name, pattern) for array in weights.arrays):
+            names = ", ".join(repr(array.name) for array in weights.arrays[:4])
+            more = f" and {len(weights.arrays) - 4} more" if len(weights.arrays) > 4 else ""
+            raise ValueError(f"include must match names of {weights.path}, got {pattern!r}; there are {names}{more}")
     matrices: list[Matrix] = []
     left_out = []
     for array in weights.arrays:
-        named = any(fnmatch.fnmatchcase(array.name, pattern) for pattern in config.include)
-        if not named or any(fnmatch.fnmatchcase(array.name, pattern) for pattern in config.exclude):
+        if not is_named(array.name, config):
             continue
         found, reason = _matrices(array, config)
         if reason and len(array.shape) >= 2:
@@ -77,10 +84,23 @@ def select(weights: Weights, config: SpectrumConfig, /) -> tuple[list[Matrix], l
     return [dataclasses.replace(matrix, twins=counts[_unordered(matrix.shape)]) for matrix in matrices], left_out
 
 
+def is_named(name: str, config: SpectrumConfig) -> bool:
+    """Whether the patterns of names allow an array."""
+    included, excluded = (
+        any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for patterns in (config.include, config.exclude)
+    )
+    return included and not excluded
+
+
 def _matrices(array: StoredArray, config: SpectrumConfig) -> tuple[list[Matrix], str]:
     """Return the matrices of an array, or why there are none."""
-    if not array.quantized and not _is_inexact(array.dtype):
-        return [], f"the dtype {array.dtype} holds no floating-point numbers"
+    if not array.quantized:
+        try:
+            inexact = jnp.issubdtype(jnp.dtype(array.dtype), jnp.inexact)
+        except TypeError:
+            return [], f"the dtype {array.dtype} is not known"
+        if not inexact:
+            return [], f"the dtype {array.dtype} holds no floating-point numbers"
     if len(array.shape) < 2:
         return [], "fewer than two axes"
     stacked = any(fnmatch.fnmatchcase(array.name, pattern) for pattern in config.stacked)
@@ -101,13 +121,6 @@ def _matrices(array: StoredArray, config: SpectrumConfig) -> tuple[list[Matrix],
         return [Matrix(array.name, array, kind, (m, n))], ""
     places = np.ndindex(*array.shape[:-2])
     return [Matrix(f"{array.name}[{','.join(map(str, i))}]", array, kind, (m, n), i) for i in places], ""
-
-
-def _is_inexact(dtype: str) -> bool:
-    try:
-        return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.inexact))
-    except TypeError:
-        return False
 
 
 def _unordered(shape: tuple[int, int]) -> tuple[int, int]:

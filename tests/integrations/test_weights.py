@@ -219,6 +219,9 @@ def test_onnx(tmp_path):
     )  # numbers in a file beside it
     found = open_weights(tmp_path / "b.onnx")
     check(found, {**arrays, "brain": ARRAYS["brain"], "late": ARRAYS["double"]}, "onnx")
+    before = found.fingerprint()
+    (tmp_path / "b.data").write_bytes(bytes((tmp_path / "b.data").stat().st_size))
+    assert open_weights(tmp_path / "b.onnx").fingerprint() != before
     (tmp_path / "bad.onnx").write_bytes(b"\xff\xff\xff")
     with pytest.raises(ValueError, match="cannot be read as ONNX"):
         open_weights(tmp_path / "bad.onnx")
@@ -240,7 +243,15 @@ def test_what_is_no_checkpoint(tmp_path):
         open_weights(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="holds no checkpoint"):
         open_weights(tmp_path)
-    for name in ("bad.npz", "bad.npy", "bad.pt"):
-        (tmp_path / name).write_bytes(b"nonsense")
+    deep = b"[" * 100_000
+    np.savez_compressed(tmp_path / "a.npz", w=np.ones((3, 3)))
+    packed = bytearray((tmp_path / "a.npz").read_bytes())
+    packed[56:60] = b"\xff" * 4  # within the compressed header of the array
+    contents = {
+        "bad.npz": b"nonsense", "bad.npy": b"nonsense", "bad.pt": b"nonsense", "packed.npz": packed,
+        "deep.safetensors": len(deep).to_bytes(8, "little") + deep,
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read as"):
             open_weights(tmp_path / name)

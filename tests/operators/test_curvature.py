@@ -49,6 +49,11 @@ def dense_jacobian(function, params):
     return jax.jacfwd(lambda point: function(back(point)))(flat)
 
 
+def empirical(params, x, y):
+    g = dense_jacobian(lambda p: sample_losses(p, x, y), params)
+    return g.T @ g / COUNT
+
+
 def test_hessian(x64):
     params, x, y = setting()
     H = sx.hessian_operator(batch_loss, params, x, y)
@@ -83,8 +88,9 @@ def test_fisher_is_the_expectation_over_the_models_labels(x64):
 
 def test_empirical_fisher(x64):
     params, x, y = setting()
-    g = dense_jacobian(lambda p: sample_losses(p, x, y), params)
-    assert_allclose(sx.empirical_fisher_operator(sample_losses, params, x, y).to_dense(), g.T @ g / COUNT, atol=1e-12)
+    assert_allclose(
+        sx.empirical_fisher_operator(sample_losses, params, x, y).to_dense(), empirical(params, x, y), atol=1e-12
+    )
 
 
 def test_neural_tangent_kernel(x64):
@@ -148,15 +154,127 @@ def test_derivatives_go_through(x64):
     assert_allclose(jax.grad(quadratic)(1.0), slope, rtol=1e-7)
 
 
+@jax.custom_vjp
+def ruled(x):
+    return jnp.tanh(x)
+
+
+ruled.defvjp(lambda x: (jnp.tanh(x), jnp.tanh(x)), lambda y, slope: ((1 - y**2) * slope,))
+
+
+def test_a_custom_rule_of_the_reverse_mode(x64):
+    """It has no forward mode: J v is the transpose of the rule, the Hessian its derivative."""
+    params, x, y = setting()
+    ours = lambda p, x, y=None: ruled(x @ p["a"] + p["b"]) @ p["c"]  # noqa: E731
+    losses = lambda p, x, y: -jax.nn.log_softmax(ours(p, x))[jnp.arange(COUNT), y]  # noqa: E731
+    pairs = [
+        (sx.hessian_operator(lambda p: loss_of(ours(p, x), x, y), params), dense_hessian(params, x, y)),
+        (sx.ggn_operator(ours, loss_of, params, x, y), sx.ggn_operator(logits_of, loss_of, params, x, y).to_dense()),
+        (sx.empirical_fisher_operator(losses, params, x, y), empirical(params, x, y)),
+    ]
+    for operator, expected in pairs:
+        assert_allclose(operator.to_dense(), expected, atol=1e-12)
+
+
+def test_outputs_that_are_complex(x64):
+    """J maps real vectors to complex ones, and the matrix is the real part of J^H H J."""
+    rng = np.random.default_rng(5)
+    x, w = jnp.asarray(rng.normal(size=(4, 3))), jnp.asarray(rng.normal(size=3))
+    model = lambda w: jnp.exp(jax.lax.complex(x[:, 0] * w[0], x @ w))  # noqa: E731
+    got = sx.ggn_operator(model, lambda z: jnp.sum(jnp.abs(z - 1) ** 2) / 2, w).to_dense()
+    J = np.asarray(model(w))[:, None] * (1j * np.asarray(x) + np.outer(x[:, 0], [1, 0, 0]))
+    assert_allclose(got, (J.conj().T @ J).real, rtol=1e-12)
+
+
+def test_loops_and_rematerialisation_inside_of_a_model(x64):
+    rng = np.random.default_rng(6)
+    x, w = jnp.asarray(rng.normal(size=(4, 3))), jnp.asarray(rng.normal(size=(3, 3)))
+
+    def looped(w):
+        return jax.lax.scan(jax.checkpoint(lambda c, _: (jnp.tanh(c @ w), None)), x, None, length=2)[0]
+
+    plain = lambda w: jnp.tanh(jnp.tanh(x @ w) @ w)  # noqa: E731
+    expected = jax.hessian(lambda flat: jnp.sum(plain(flat.reshape(3, 3)) ** 3))(w.ravel())
+    assert_allclose(sx.hessian_operator(lambda w: jnp.sum(looped(w) ** 3), w).to_dense(), expected, atol=1e-12)
+    J = jax.jacobian(plain)(w).reshape(12, 9)
+    assert_allclose(sx.fisher_operator(looped, w, likelihood="gaussian").to_dense(), J.T @ J / 4, atol=1e-12)
+
+
+def test_parameters_and_outputs_of_several_dtypes():
+    """Numbers and 16-bit leaves among the parameters; each leaf of a product has its own dtype."""
+    params = {"scale": 2.0, "w": jnp.array([1.0, -2.0], "bfloat16"), "b": np.array([0.5, 0.25], "float32")}
+
+    def model(p):
+        wide = p["scale"] * p["w"].astype("float32") + p["b"]
+        return {"wide": wide[None], "narrow": wide[None].astype("bfloat16")}
+
+    def loss(p):
+        return sum(jnp.sum(leaf.astype("float32") ** 2) for leaf in jax.tree.leaves(model(p))) / 2
+
+    v = {"scale": jnp.ones(()), "w": jnp.ones(2, "bfloat16"), "b": jnp.ones(2)}
+    J = np.array([[1.0, 0.0, 1.0, 2.0, 0.0], [0.0, 1.0, -2.0, 0.0, 2.0]])  # leaves in order: b, scale, w
+    along = 2 * J.T @ (J @ np.ones(5))
+    got = sx.fisher_operator(model, params, likelihood="gaussian").matvec(v)
+    assert {name: leaf.dtype.name for name, leaf in got.items()} == {
+        "b": "float32",
+        "scale": "float32",
+        "w": "bfloat16",
+    }
+    flat = np.concatenate([np.ravel(np.asarray(leaf, "float32")) for leaf in jax.tree.leaves(got)])
+    assert_allclose(flat, along, rtol=2e-2)
+    second = np.zeros(5)
+    residual = np.array([2.5, -3.75])
+    second[2], second[3:] = 2 * residual.sum(), 2 * residual
+    flat = [np.ravel(np.asarray(a, "float32")) for a in jax.tree.leaves(sx.hessian_operator(loss, params).matvec(v))]
+    assert_allclose(np.concatenate(flat), along + second, rtol=2e-2)
+
+
+def test_probabilities_of_16_bit_logits_are_worked_on_in_32():
+    """So that a product is rounded once, to half a unit in the last place."""
+    logits = jnp.asarray(np.random.default_rng(7).normal(size=(1, 32)), "bfloat16")
+    v = jnp.asarray(np.random.default_rng(8).normal(size=(1, 32)), "bfloat16")
+    p, w = jax.nn.softmax(np.asarray(logits[0], "float32")), np.asarray(v[0], "float32")
+    got = sx.fisher_operator(lambda logits: logits, logits, likelihood="categorical").matvec(v)
+    assert_allclose(np.asarray(got[0], "float32"), p * w - p * (p @ w), rtol=2**-8)
+
+
+def test_flax_models(x64):
+    from flax import linen, nnx
+
+    class Linen(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(2, param_dtype=jnp.float64)(jnp.tanh(linen.Dense(3, param_dtype=jnp.float64)(x)))
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)))
+    variables = Linen().init(jax.random.key(0), x)
+    net = nnx.Linear(5, 2, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(net)
+    for model, params in ((Linen().apply, variables), (lambda state, x: nnx.merge(graph, state)(x), state)):
+        F = sx.fisher_operator(model, params, x, likelihood="gaussian")
+        J = dense_jacobian(lambda p, model=model: model(p, x), params).reshape(8, -1)
+        assert_allclose(F.to_dense(), J.T @ J / 4, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda p, x, y: sx.hessian_operator(lambda p: p["a"], p), ValueError, "one number, got shapes"),
+        (lambda p, x, y: sx.hessian_operator(lambda p: p["a"], p), ValueError, "one number, got shape"),
         (lambda p, x, y: sx.hessian_operator(batch_loss, {"n": 1}, x, y), TypeError, "floating-point"),
         (lambda p, x, y: sx.hessian_operator(batch_loss, {"n": 1j}, x, y), TypeError, "must be real"),
         (lambda p, x, y: sx.hessian_operator(batch_loss, p, batches=(x, y[:2])), ValueError, "batches must have one"),
         (lambda p, x, y: sx.empirical_fisher_operator(batch_loss, p, x, y), ValueError, "for each sample"),
         (lambda p, x, y: sx.fisher_operator(logits_of, p, x, likelihood="poisson"), ValueError, "likelihood"),
+        (lambda p, x, y: sx.fisher_operator(logits_of, p, x[:0], likelihood="categorical"), ValueError, "logits"),
+        (lambda p, x, y: sx.fisher_operator(logits_of, p, x[:0], likelihood="gaussian"), ValueError, "leading axis"),
+        (lambda p, x, y: sx.empirical_fisher_operator(sample_losses, p, x[:0], y[:0]), ValueError, "for each sample"),
+        (lambda p, x, y: sx.hessian_operator(lambda p: 0.0, {}), ValueError, "at least one number"),
+        (lambda p, x, y: sx.hessian_operator(jnp.sum, jnp.zeros((0, 2))), ValueError, "at least one number"),
+        (lambda p, x, y: sx.hessian_operator(lambda p: (p.sum(), p), x), TypeError, "nothing beside it"),
+        (lambda p, x, y: sx.hessian_operator(lambda p: p.sum(keepdims=True), x), ValueError, r"shape \(1, 1\)"),
+        (lambda p, x, y: sx.hessian_operator(lambda p: p.sum().astype(int), x), TypeError, "real floating-point"),
+        (lambda p, x, y: sx.ggn_operator(lambda p: p.astype(int), jnp.sum, x), TypeError, "floating-point arrays"),
+        (lambda p, x, y: sx.hessian_operator(lambda p, mode: p.sum(), x, "mean"), TypeError, "functools.partial"),
     ],
 )
 def test_what_is_refused(make, error, message):

@@ -85,16 +85,16 @@ def test_chunks_of_all_sizes(name, mode, x64):
     xs, args = data(np.random.default_rng(0))
     truth = expected(f, xs, (args,))
     least = smallest(f, xs, (args,), mode)
-    for options in ({}, {"max_bytes": least}, {"max_bytes": 3 * least}, {"chunk_size": 2, "max_bytes": 4 * least}):
+    some = {"max_bytes": least}, {} if name == "cnn" else {"chunk_size": 2, "max_bytes": 4 * least}
+    for options in some:
         assert_allclose(sx.batched_jacobian(f, xs, args, mode=mode, **options), truth, atol=1e-13)
     one = jax.tree.map(lambda leaf: leaf[1], xs)
-    for options in ({}, {"chunk_size": 5}, {"max_bytes": least}):
-        assert_allclose(sx.jacobian(f, one, args, mode=mode, **options), truth[1], atol=1e-13)
+    assert_allclose(sx.jacobian(f, one, args, mode=mode, chunk_size=5), truth[1], atol=1e-13)
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 13])
-def test_groups_and_chunks_that_do_not_divide(count, x64):
+def test_groups_and_chunks_that_do_not_divide(x64):
     """Groups of samples, chunks of samples in a group, and chunks of lines, each with an overlap at its end."""
+    count = 13
     xs, params = mlp_data(np.random.default_rng(1), count=count)
     truth = expected(mlp, xs, (params,))
     seen = set()
@@ -104,15 +104,14 @@ def test_groups_and_chunks_that_do_not_divide(count, x64):
         sampled = Sampled(operator, (xs, {}), of_point=True)
         seen.add(lines_of(sampled, "reverse").chunks(count, ChunkOptions(max_bytes=max_bytes), default=0))
         assert_allclose(sx.batched_jacobian(mlp, xs, params, max_bytes=max_bytes, mode="reverse"), truth, atol=1e-13)
-    assert len(seen) > 1
-    if count == 13:
-        assert any(c.lines < 5 for c in seen)
-        assert any(c.together > c.samples for c in seen)
+    assert any(c.lines < 5 for c in seen)
+    assert any(c.together > c.samples for c in seen)
 
 
-@pytest.mark.parametrize("mode", ["forward", "reverse"])
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(
+    ("name", "mode", "wide"),
+    [("mlp", "forward", False), ("mlp", "reverse", True), ("cnn", "forward", True), ("cnn", "reverse", False)],
+)
 def test_the_bound_of_memory_holds(name, mode, wide, request):
     if wide:
         request.getfixturevalue("x64")
@@ -138,6 +137,20 @@ def test_the_automatic_mode():
     assert is_reverse(lambda x: jnp.tanh(jnp.ones((2, 40)) @ x), jnp.ones(40))
     # fewer rows than columns, but the transpose of a lookup is a scatter
     assert not is_reverse(lambda x: 2 * x[jnp.array([4, 2, 2, 7] * 5)], jnp.ones(25))
+
+
+@pytest.mark.parametrize("outputs", [1, 8])
+def test_loops_without_a_reverse_mode_are_taken_forward(outputs, x64):
+    """Also where one row would be cheaper than eight columns."""
+    decay = jnp.linspace(0.5, 0.9, 8)
+
+    def f(x):
+        halved = jax.lax.while_loop(lambda y: jnp.sum(y**2) > 1, lambda y: decay * y, x)
+        return jnp.cumsum(halved)[-outputs:]
+
+    steps = next(n for n in range(20) if np.sum(np.asarray(decay) ** (2 * n) * 4) <= 1)
+    truth = (np.tril(np.ones((8, 8))) * np.asarray(decay) ** steps)[-outputs:]
+    assert_allclose(sx.batched_jacobian(f, jnp.full((2, 8), 2.0), chunk_size=2), np.stack([truth] * 2), rtol=1e-14)
 
 
 @pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
@@ -206,6 +219,8 @@ def test_other_arguments_and_leaves(x64):
         sx.batched_jacobian(tree_function, xs, weights, argnum=1.0)
     with pytest.raises(ValueError, match="select chooses none of the leaves a, b; got 'first'"):
         sx.batched_jacobian(tree_function, xs, weights, argnum=1, select="first")
+    with pytest.raises(TypeError, match=r"argnum=1 and select=None choose must have .* got int32: leave such leaves"):
+        sx.batched_jacobian(lambda x, w: w["a"] @ x["left"], xs, {**weights, "n": jnp.int32(3)}, argnum=1)
     with pytest.raises(TypeError, match="select must be a path"):
         sx.batched_jacobian(tree_function, xs, weights, argnum=1, select=3)
 
@@ -303,3 +318,12 @@ def test_bounds_that_are_refused():
     for function, x in ((sx.jacobian, jnp.ones(2)), (sx.batched_jacobian, jnp.ones((2, 2)))):
         with pytest.raises(ValueError, match="max_bytes must be at least 1"):
             function(jnp.sin, x, max_bytes=0)
+
+
+def test_meshes_with_explicit_axes_are_refused():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        xs = jax.device_put(jnp.ones((2, 3)), jax.NamedSharding(mesh, jax.P("d")))
+        for function in (sx.batched_jacobian, sx.jacobian, sx.jacobian_spectrum):
+            with pytest.raises(ValueError, match="on a mesh with the explicit axes d"):
+                function(jnp.sin, xs)

@@ -425,3 +425,11 @@ def test_parameters_and_keys_are_asked_for():
         add_spectral_penalty(NORM, 0.1, key=0)
     with pytest.raises(ValueError, match=r"key.* is needed .*wide"):
         optimizer.init({"wide": jnp.ones((200, 150))} | PARAMS | {"norm": jnp.ones(3)})
+
+
+def test_explicit_mesh_axes_are_refused_with_a_message():
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    placed = jax.device_put(PARAMS, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    for optimizer in (add_spectral_penalty(NORM, 0.1), sx.transforms.gradient_oscillation(0.1)):
+        with pytest.raises(ValueError, match="on a mesh with the explicit axes x"):
+            optimizer.init(placed)

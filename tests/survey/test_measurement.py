@@ -143,6 +143,7 @@ def test_16_bits_are_measured_in_32_and_64_on_demand():
         record = found(values, precision=precision, method="dense")
         assert (record["dtype"], record["precision"]) == ("bfloat16", name)
         assert_allclose(record["condition_number"]["value"], s[0] / s[-1], rtol=noise * s[0] / s[-1])
+    assert found(np.longdouble(values.astype(float)), method="dense")["precision"] == "float64"
     assert jax.numpy.ones(1, float).dtype == np.float32  # 64 bits were for the measurement alone
 
 

@@ -18,8 +18,9 @@ from numpy.testing import assert_allclose
 
 from spectrax.cli import main
 from spectrax.integrations import checkpoints
+from spectrax.integrations.weights import UnreadableError
 from spectrax.report import from_json
-from spectrax.survey import SpectrumConfig, survey
+from spectrax.survey import SpectrumConfig, directory, runs, survey
 
 RNG = np.random.default_rng(0)
 NETWORK = {
@@ -47,9 +48,21 @@ def config(folder, **options):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    """A folder with a checkpoint; pictures, which take most of the time, are drawn where the page is looked at."""
     np.savez(tmp_path / "net.npz", **NETWORK)
+    monkeypatch.setattr(runs, "spectrum_page", lambda result: "<!DOCTYPE html>")
     return tmp_path
+
+
+def save(path, arrays):
+    """Write float32 arrays of any names as safetensors."""
+    header = {
+        name: {"dtype": "F32", "shape": values.shape, "data_offsets": [i * values.nbytes, (i + 1) * values.nbytes]}
+        for i, (name, values) in enumerate(arrays.items())
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(values.tobytes() for values in arrays.values()))
 
 
 def values_of(result):
@@ -82,6 +95,11 @@ def test_filters(folder):
     assert list(values_of(survey(config(folder, include=("*.w",), exclude=("blk.1*",))))) == ["blk.0.w"]
     result = survey(config(folder, stacked=("*",), min_side=4), overwrite=True)
     assert list(values_of(result)) == ["blk.0.w", "blk.1.w"]
+    for pattern in ("blk.*.v", "Blk*"):
+        with pytest.raises(ValueError, match=r"include must match names .*, got '.*'; there are 'blk.0.w', .* 2 more"):
+            survey(config(folder, include=("*.w", pattern)))
+    with pytest.raises(ValueError, match=r"include=\('\*',\) allows are left out by exclude=\('\*',\)"):
+        survey(config(folder, exclude=("*",)))
     with pytest.raises(ValueError, match=r"holds no matrix to measure\n.*blk.0.w \[7, 4\]: a side shorter than 5"):
         survey(config(folder, min_side=5), overwrite=True)
 
@@ -132,12 +150,68 @@ def test_other_settings_other_weights_and_foreign_files_are_refused(folder):
         survey(SpectrumConfig(checkpoint=str(folder / "net.npz"), out=str(folder / "other")), overwrite=True)
 
 
-def test_damaged_records_are_an_error(folder):
+def test_damaged_records_are_an_error(folder, capsys):
     survey(config(folder))
     records = folder / "found" / "layers.jsonl"
-    records.write_text("nonsense\n" + records.read_text())
-    with pytest.raises(ValueError, match="line 1, is not JSON"):
+    whole = records.read_text()
+    for damaged, message in (("nonsense\n" + whole, "line 1, is not JSON"), ('{"name": "blk.0.w"}\n', "it is damaged")):
+        records.write_text(damaged)
+        code, _, err = run(capsys, folder / "net.npz", "--out", folder / "found")
+        assert code == 2
+        assert message in err
+
+
+def test_one_process_writes_a_directory_at_a_time(folder):
+    def second(name):
+        with pytest.raises(FileExistsError, match=r"another survey is writing .*found: wait until"):
+            survey(config(folder), overwrite=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        survey(config(folder), on_matrix=second)
+    survey(config(folder))
+
+
+def test_a_checkpoint_that_changes_meanwhile_is_an_error(folder):
+    """What was read of the new one is not written beside what was measured of the old one."""
+
+    def change(name):
+        if name == "blk.1.w":
+            np.savez(folder / "net.npz", **{**NETWORK, "blk.1.w": NETWORK["blk.1.w"] + 1})
+
+    with pytest.raises(UnreadableError, match=r"net.npz has changed while it was measured: start anew"):
+        survey(config(folder), on_matrix=change)
+    assert (folder / "found" / "layers.jsonl").read_text().count("\n") == 1
+    with pytest.raises(FileExistsError, match=r"other settings \(fingerprint: "):
         survey(config(folder))
+
+
+def test_a_process_that_is_killed_leaves_a_directory_that_can_be_used(folder, monkeypatch):
+    out = folder / "found"
+    out.mkdir()
+    (out / "settings.json.partial").write_text('{"prog')
+    survey(config(folder))
+
+    def killed(path, missing_ok):
+        if path.name == "layers.jsonl":
+            raise KeyboardInterrupt
+        os.unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory.Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            survey(config(folder, measure=("ranks",)), overwrite=True)
+    assert "effective_rank" in survey(config(folder, measure=("ranks",)), overwrite=True)["layers"][0]
+
+
+def test_arrays_that_cannot_be_read_end_with_code_2(folder, capsys):
+    values = NETWORK["blk.0.w"]
+    np.save(folder / "w.npy", values)
+    torn = (folder / "w.npy").read_bytes()[:-8]
+    (folder / "w.npy").write_bytes(torn)
+    code, _, err = run(capsys, folder / "w.npy", "--out", folder / "found")
+    assert code == 2
+    assert "the array 'w' cannot be read: mmap length" in err
 
 
 def test_other_formats_have_the_same_numbers(folder):
@@ -156,7 +230,8 @@ def test_other_formats_have_the_same_numbers(folder):
         assert_allclose(value, sigma(brain[name].astype(float))[0], rtol=1e-6)
 
 
-def test_the_page_holds_everything_and_loads_nothing(folder):
+def test_the_page_holds_everything_and_loads_nothing(tmp_path):
+    folder = tmp_path
     arrays = {"a<b>.0": NETWORK["blk.0.w"], "a<b>.1": np.full((3, 3), np.nan), "ids": NETWORK["ids"]}
     np.savez(folder / "net.npz", **arrays)
     result = survey(config(folder))
@@ -170,6 +245,31 @@ def test_the_page_holds_everything_and_loads_nothing(folder):
     assert "int64 holds no floating-point numbers" in page
     number = format(result["layers"][0]["sigma_max"]["value"], "")
     assert f'data-key="{number}"' in page  # sorted by all digits
+
+
+NAMES = ("<svg onload=alert(1)>", "w[/]", "a$_{$", "\x1b[31m", "NaN", "a\ud800b", "\u5c64")
+
+
+def test_names_of_any_letters(tmp_path, capsys):
+    save(tmp_path / "net.safetensors", dict.fromkeys(NAMES, NETWORK["blk.0.w"]))
+    out = tmp_path / "found"
+    arguments = tmp_path / "net.safetensors", "--out", out, "--only", "density"
+    code, shown, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert "w[/]" in shown
+    assert "\x1b" not in shown
+    page = (out / "spectrum.html").read_text()
+    assert "<svg onload" not in page
+    assert page.count("<svg width") == len(NAMES)
+
+    lines = (out / "layers.jsonl").read_bytes()
+    (out / "layers.jsonl").write_bytes(lines[: lines.rindex("\u5c64".encode()) + 1])  # cut off within a letter
+    begun = []
+    config = SpectrumConfig(checkpoint=str(arguments[0]), out=str(out), measure=("density",))
+    found = survey(config, on_matrix=begun.append)
+    assert begun == [NAMES[-1]]
+    assert [layer["name"] for layer in found["layers"]] == list(NAMES)
+    assert (out / "layers.jsonl").read_bytes() == lines
 
 
 @pytest.mark.parametrize(

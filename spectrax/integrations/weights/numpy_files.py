@@ -2,6 +2,7 @@
 
 import functools
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def read_npz(path: Path) -> list[StoredArray]:
                     shape, dtype = _header(file)
                 name = entry.removesuffix(".npy")
                 found.append(StoredArray(name, shape, dtype, functools.partial(_load_entry, path, entry)))
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
     return found
 

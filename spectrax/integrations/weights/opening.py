@@ -9,8 +9,8 @@ from spectrax.integrations.weights import numpy_files, orbax_trees, packaged_fil
 from spectrax.integrations.weights.stored import StoredArray, Weights
 
 FORMATS = (
-    ".npz, .npy, .safetensors (also in several files, by its index), an Orbax directory, PyTorch (.pt, .pth, .bin), "
-    ".gguf, .onnx"
+    ".npz, .npy, .safetensors (also in several files, by its index), an Orbax directory, PyTorch (.pt, .pth, .bin, "
+    ".ckpt), .gguf, .onnx"
 )
 _SUFFIXES = {
     ".npz": "npz", ".npy": "npy", ".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx", ".pt": "torch",
@@ -56,7 +56,9 @@ def open_weights(path: str | Path, /) -> Weights:
     found = _SUFFIXES.get(path.suffix.lower())
     if found is None:
         raise ValueError(f"{path} has no known format; known are {FORMATS}")
-    return Weights(path, found, tuple(_READERS[found](path)), (path,))
+    arrays = tuple(_READERS[found](path))
+    beside = {array.file for array in arrays if array.file is not None}
+    return Weights(path, found, arrays, (path, *sorted(beside)))
 
 
 def _open_directory(path: Path) -> Weights:

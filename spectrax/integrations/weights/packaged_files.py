@@ -66,11 +66,17 @@ def read_onnx(path: Path) -> list[StoredArray]:
                 name, tuple(int(size) for size in tensor.dims),
                 np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).name,
                 functools.partial(onnx.numpy_helper.to_array, tensor, base_dir=str(path.parent)),
+                file=_place(path, tensor),
             )
             for name, tensor in tensors
         ]  # fmt: skip
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} cannot be read as ONNX: {error or type(error).__name__}") from error
+
+
+def _place(path: Path, tensor: Any) -> Path | None:
+    found = [entry.value for entry in tensor.external_data if entry.key == "location"]
+    return path.parent / found[0] if found else None
 
 
 def _dequantized(gguf: Any, tensor: Any, shape: tuple[int, ...]) -> np.ndarray:

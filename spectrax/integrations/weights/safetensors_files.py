@@ -48,7 +48,7 @@ def read_file(path: Path) -> list[StoredArray]:
             needed = math.prod(shape) * (0 if dtype is None else jnp.dtype(dtype).itemsize)
             if not 0 <= begin <= end <= size - 8 - length or (dtype is not None and end - begin != needed):
                 raise ValueError(f"the place of {name!r} does not fit its shape, or the file is cut off")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
     return [
         StoredArray(

@@ -10,6 +10,10 @@ import numpy as np
 _CHUNK = 2**22
 
 
+class UnreadableError(ValueError):
+    """An array of a checkpoint that could be opened cannot be read, or the checkpoint has changed since."""
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
     """One array of a checkpoint, not read yet.
@@ -21,6 +25,7 @@ class StoredArray:
             numbers are dequantised to float32.
         load: Reads it: a function without arguments that returns a NumPy array.
         quantized: Whether its numbers are those of a quantisation, rounded before they were stored.
+        file: The file that it is in, where that is not the checkpoint itself.
     """
 
     name: str
@@ -28,6 +33,7 @@ class StoredArray:
     dtype: str
     load: Callable[[], np.ndarray] = dataclasses.field(repr=False, compare=False)
     quantized: bool = False
+    file: Path | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +54,16 @@ class Weights:
 
     def fingerprint(self) -> str:
         """Return a checksum of every byte of the files, with their names."""
-        checksum = 0
+        checksum, folder = 0, self.path if self.path.is_dir() else self.path.parent
         for file in self.files:
-            name = file.relative_to(self.path) if len(self.files) > 1 else ""
+            name = file.relative_to(folder) if len(self.files) > 1 else ""
             checksum = zlib.crc32(str(name).encode(), checksum)
             with file.open("rb") as stream:
                 while chunk := stream.read(_CHUNK):
                     checksum = zlib.crc32(chunk, checksum)
         return f"{checksum:08x}"
+
+    def stamp(self) -> tuple[tuple[int, int, int], ...]:
+        """Return what tells cheaply whether a file was replaced or written to: inode, size and time of each."""
+        found = (file.stat() for file in self.files)
+        return tuple((each.st_ino, each.st_size, each.st_mtime_ns) for each in found)

@@ -12,7 +12,7 @@ from spectrax.networks.local_linear import Tapped
 from spectrax.operators import jacobian_operator
 from spectrax.operators.precision import in_working_precision
 from spectrax.programs.layers import Site, trace
-from spectrax.spectrum.functions import power_of_two
+from spectrax.spectrum.functions import scaled_values
 from spectrax.spectrum.methods import FACTORIZED_ENTRIES, FACTORIZED_SIDE, can_be_dense
 
 PyTree = Any
@@ -75,11 +75,8 @@ def stacked(inputs: jax.Array, after: jax.Array) -> jax.Array:
 
 def values_of(matrix: jax.Array) -> jax.Array:
     """Return the singular values of a matrix of any scale, without vectors; NaN where it is not finite."""
-    scale = power_of_two(matrix)
-    finite = jnp.all(jnp.isfinite(matrix))
-    scaled = jnp.where(finite, matrix / scale.astype(matrix.dtype), 0)
-    # in thin form: the other one holds room for square matrices of vectors, even if none are asked for
-    return jnp.linalg.svd(scaled, full_matrices=False, compute_uv=False) * jnp.where(finite, scale, jnp.nan)
+    _, values, scale = scaled_values(matrix)
+    return values * scale
 
 
 def padded(values: jax.Array, count: int) -> jax.Array:

@@ -157,6 +157,8 @@ def gradient_oscillation(
         checks.number_in("learning_rate", learning_rate, 0, float("inf"))
 
     def init(params: PyTree) -> OscillationState:
+        checks.automatic_axes("params", params)
+
         def unknown() -> jax.Array:
             return jnp.full((), jnp.nan, jnp.float32)
 

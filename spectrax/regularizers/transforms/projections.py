@@ -152,7 +152,7 @@ def _projection(
         checks.positive_integer("every", every)
 
     def init(params: PyTree) -> ProjectionState:
-        del params
+        checks.automatic_axes("params", params)
         return ProjectionState(jnp.zeros((), jnp.int32))
 
     def update(updates: PyTree, state: ProjectionState, params: PyTree | None = None, **extra: Any):
