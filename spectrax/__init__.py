@@ -15,6 +15,7 @@ from spectrax.operators import (
     jacobian,
     jacobian_operator,
     ntk_operator,
+    with_shardings,
 )
 from spectrax.regularizers import monitor, parametrizations, transforms
 from spectrax.results import (
@@ -169,4 +170,5 @@ __all__ = [
     "theory",
     "trace",
     "transforms",
+    "with_shardings",
 ]

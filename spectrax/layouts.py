@@ -46,6 +46,11 @@ def sharding_of(array: Any) -> NamedSharding | None:
     sharding = jax.typeof(array).sharding if isinstance(array, jax_core.Tracer) else getattr(array, "sharding", None)
     if not isinstance(sharding, NamedSharding) or all(part is None for part in sharding.spec):
         return None
+    return on_automatic_axes(sharding)
+
+
+def on_automatic_axes(sharding: NamedSharding) -> NamedSharding:
+    """Return the same sharding on a mesh with automatic axes."""
     mesh, automatic = sharding.mesh, (AxisType.Auto,) * len(sharding.mesh.axis_names)
     if mesh.axis_types != automatic:
         if isinstance(mesh, Mesh):

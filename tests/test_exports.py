@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import spectrax as sx
 from spectrax.theory import perturbation, random_matrices
@@ -25,6 +26,7 @@ def f32(*shape):
 M, S, ROW, KERNEL, LINE = f32(8, 6), f32(6, 6), f32(6), f32(3, 3, 2, 2), f32(3, 2, 2)
 SAME = {"padding": "SAME"}
 CIRCULAR = {"padding": "CIRCULAR"}
+ONE_DEVICE = NamedSharding(jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,)), PartitionSpec())
 MLP = sx.models.mlp(4, width=6, depth=2, rho=1.0)
 CNN = sx.models.convnet(3, width=2, depth=1)
 
@@ -226,6 +228,7 @@ ROWS = {
     "models.mlp": applied(MLP, 6),
     "models.resnet": applied(sx.models.resnet(3, width=2, depth=1, normalization="batch"), 4, 4, 1),
     "monitor.spectrum_monitor": (monitored, {"kernel": M}),
+    "with_shardings": (lambda A: sx.with_shardings(A, ONE_DEVICE).matvec(A[0]), M),
     "ntk_operator": (lambda A: sx.ntk_operator(lambda w, x: jnp.tanh(x @ w), A[0], A).matvec(A[:, 0]), M),
     "nuclear_norm": quantity(sx.nuclear_norm),
     "parametrizations.aol": round_trip(FORMS.aol(), KERNEL),

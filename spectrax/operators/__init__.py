@@ -13,6 +13,7 @@ from spectrax.operators.dense_jacobians import batched_jacobian, jacobian
 from spectrax.operators.host_operator import HostOperator
 from spectrax.operators.jacobian import jacobian_operator
 from spectrax.operators.linear_operator import LinearOperator
+from spectrax.operators.placement import with_shardings
 
 __all__ = [
     "HostOperator",
@@ -27,4 +28,5 @@ __all__ = [
     "jacobian",
     "jacobian_operator",
     "ntk_operator",
+    "with_shardings",
 ]

@@ -61,11 +61,58 @@ WORKER = """
     jax.distributed.shutdown()
 """
 
+TRAINING = """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+    import spectrax as sx
 
-def start(directory, count, *, stop=0, how="search"):
+    def trained(place):
+        \"\"\"Parameters after three steps with a penalty whose vectors are found anew in the second.\"\"\"
+        rng = np.random.default_rng(5)
+        params = {name: place(rng.normal(size=(16, 16)).astype("float32") / 4) for name in ("first", "second")}
+        x, y = (place(rng.normal(size=(32, 16)).astype("float32")) for _ in range(2))
+        penalty = sx.regularizers.condition_number_penalty(block_size=2, renew_every=2)
+        optimizer = optax.chain(sx.transforms.add_spectral_penalty(penalty, 0.1, key=jax.random.key(0)), optax.sgd(0.1))
+
+        def loss(params, x, y):
+            return jnp.mean((jnp.tanh(x @ params["first"]) @ params["second"] - y) ** 2)
+
+        @jax.jit
+        def step(params, state, x, y):
+            updates, state = optimizer.update(jax.grad(loss)(params, x, y), state, params)
+            return optax.apply_updates(params, updates), state
+
+        state = jax.jit(optimizer.init)(params)
+        for _ in range(3):
+            params, state = step(params, state, x, y)
+        return params, optax.tree.get(state, "measurements").condition_number
+"""
+
+TRAINER = """
+    if __name__ == "__main__":
+        import sys
+        from jax.experimental import multihost_utils
+        from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+        directory, port, count, process = sys.argv[1], *map(int, sys.argv[2:5])
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, process)
+        rows = NamedSharding(Mesh(np.array(jax.devices()), "d"), P("d"))
+        place = lambda array: jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
+        params, kappa = trained(place)
+        assert all(leaf.sharding.is_equivalent_to(rows, 2) for leaf in params.values()), params
+        found = {name: multihost_utils.process_allgather(leaf, tiled=True) for name, leaf in params.items()}
+        if process == 0:
+            np.savez(directory + "/trained.npz", **found, kappa=np.array([kappa[name] for name in found]))
+        jax.distributed.shutdown()
+"""
+
+
+def start(directory, count, *, stop=0, how="search", worker=WORKER):
     """Run the worker in `count` processes; the exit status and the output of each."""
     script = Path(directory) / "worker.py"
-    script.write_text(textwrap.dedent(WORKER))
+    script.write_text(textwrap.dedent(worker))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -135,3 +182,16 @@ def test_the_last_checkpoint_stands_when_a_peer_is_lost(matrix, tmp_path):
     assert codes == [0] * 2, outputs
     assert first_step(outputs[0]) == 4
     assert_allclose(np.load(tmp_path / "values.npy"), np.linalg.eigvalsh(matrix.astype(float))[::-1][:2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_training_steps_with_a_penalty_are_those_of_one_process(count, tmp_path):
+    codes, outputs = start(tmp_path, count, worker=textwrap.dedent(TRAINING) + textwrap.dedent(TRAINER))
+    assert codes == [0] * count, outputs
+    found = np.load(tmp_path / "trained.npz")
+    names = {}
+    exec(textwrap.dedent(TRAINING), names)
+    params, kappa = names["trained"](lambda array: array)
+    for number, (name, leaf) in enumerate(params.items()):
+        assert_allclose(found[name], leaf, atol=1e-4)
+        assert_allclose(found["kappa"][number], kappa[name], rtol=1e-2)

@@ -126,12 +126,26 @@ def results():
     result = sx.eigsh(function, 3, which="smallest", method=LANCZOS, key=jax.random.key(0))
     exact = np.sort(np.concatenate([np.ravel(leaf) for leaf in entries.values()]))[:3][::-1]
     found["function"] = compared(result.eigenvalues, exact, result, result, result.eigenvectors, SPECS)
+    found["under jit"] = under_jit(params, places["fully"], x, y, single)
     for name, spec in {"rows": ("data",), "both sides": ("data", "model")}.items():
         result = sx.svds(placed(matrix, *spec), 3, method=LANCZOS, key=jax.random.key(0))
         rows, columns = (*spec, None)[:2]
         found[name] = compared(result.s, alone.s, result, alone, {"u": result.u, "v": result.v},
                                {"u": (rows,), "v": (columns,)})  # fmt: skip
     return found
+
+
+def under_jit(params, specs, x, y, single):
+    """Traced parameters on automatic axes, whose shardings are given: bases that are kept, one all-reduce a pass."""
+    shardings = {leaf: NamedSharding(MESH, PartitionSpec(*spec)) for leaf, spec in specs.items()}
+    inside = {leaf: jax.device_put(params[leaf], shardings[leaf]) for leaf in params}
+
+    def top(params):
+        H = 2 * sx.hessian_operator(loss, params, x, y)
+        return sx.eigsh(sx.with_shardings(H, shardings), 3, which="largest", method=LANCZOS, key=jax.random.key(0))
+
+    result = jax.jit(top)(inside)
+    return compared(result.eigenvalues / 2, single.eigenvalues, result, single, result.eigenvectors, specs)
 
 
 def explicit():

@@ -46,7 +46,7 @@ def test_a_step_reduces_once_a_pass_and_gathers_nothing(found, kind, width):
     assert step["defect"] <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["fully", "tensor", "data", "function", "rows", "both sides"])
+@pytest.mark.parametrize("name", ["fully", "tensor", "data", "function", "under jit", "rows", "both sides"])
 def test_results_are_those_of_one_device_and_lie_as_the_operator_does(found, name):
     result = found["results"][name]
     assert result["converged"]
