@@ -10,33 +10,14 @@ from spectrax import checks, krylov, layouts, vectors
 from spectrax.krylov import quadrature
 from spectrax.krylov.factorization import Factorization
 from spectrax.operators import HostOperator, LinearOperator, aslinearoperator
-from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.programs.hoisting import FrozenTree
-from spectrax.results import Status
-from spectrax.spectrum.decomposition import MISMATCH, is_usable
-from spectrax.spectrum.density import SpectralDensity, measure
-from spectrax.spectrum.plans import own_eps, round_off_floor
+from spectrax.spectrum.density import SpectralDensity
+from spectrax.spectrum.plans import own_eps
 from spectrax.spectrum.stepwise import Stepwise, tall_side
-from spectrax.spectrum.stochastic_quadrature import SPECTRA, SpectrumPlan, check_square
+from spectrax.spectrum.stochastic_quadrature import SPECTRA, Finished, SpectrumPlan, check_square, collected, finished
 
 PyTree = Any
-
-
-class Finished(NamedTuple):
-    """What is kept of each probe.
-
-    Attributes:
-        jacobi: The Jacobi matrices, a `krylov.Jacobi` with a leading axis num_probes.
-        size: How many steps each probe took, shape (num_probes,).
-        finite: Whether all its products were finite, shape (num_probes,).
-        mismatch: As in `Factorization`, shape (num_probes,).
-    """
-
-    jacobi: krylov.Jacobi
-    size: jax.Array
-    finite: jax.Array
-    mismatch: jax.Array
 
 
 class Quadratures(NamedTuple):
@@ -90,10 +71,7 @@ class StepwiseDensity(Stepwise[Quadratures, SpectralDensity]):
         if done == 0:
             raise ValueError("no probe is finished: go on until `metrics(state)['num_probes']` is at least one")
         taken = jax.tree.map(lambda leaf: leaf[:done], state.finished)
-        is_complex = vectors.is_complex(self.operator.dtype)
-        usable = is_usable(self.operator.matrix) if isinstance(self.operator, MatrixOperator) else jnp.asarray(True)
-        floor = round_off_floor(self.operator, self.plan.eps)
-        return _collected(self.plan.spectrum, min(self.operator.shape), is_complex, floor, usable, taken)
+        return collected(self.plan, self.operator, taken)
 
     def metrics(self, state: Quadratures) -> dict[str, Any]:
         steps = jnp.sum(state.finished.size) + (0 if state.current is None else jnp.sum(state.current.size))
@@ -195,8 +173,7 @@ def _first_states(plan: SpectrumPlan, structs: FrozenTree, key: jax.Array, index
     return jax.vmap(one)(*(jax.lax.dynamic_slice_in_dim(part, index, plan.batch_size) for part in (keys, own_keys)))
 
 
-def _kept(probes: Factorization) -> Finished:
-    return Finished(jax.vmap(quadrature.finalize)(probes), probes.size, probes.finite, probes.mismatch)
+_kept = jax.vmap(finished)
 
 
 def _with_finished(plan: SpectrumPlan, state: Quadratures, probes: Factorization) -> Quadratures:
@@ -255,27 +232,3 @@ def _with_images(plan: SpectrumPlan, structs: FrozenTree, key: jax.Array, state:
 
     is_over = jnp.all(jax.vmap(quadrature.is_finished)(current))
     return jax.lax.cond(is_over, next_probes, lambda: state._replace(current=current))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _collected(spectrum, dimension, is_complex, round_off, usable, probes: Finished) -> SpectralDensity:
-    finite = jnp.all(probes.finite) & usable
-    jacobi = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), probes.jacobi)
-    nodes, weights = jax.vmap(lambda one: measure(one, spectrum))(jacobi)
-    peak = jnp.max(jnp.abs(nodes))
-    status = jnp.where(
-        jnp.max(probes.mismatch) > MISMATCH * round_off, int(Status.ADJOINT_MISMATCH), int(Status.CONVERGED)
-    )
-    status = jnp.where(finite, status, int(Status.NOT_FINITE)).astype(jnp.int32)
-    known = status == int(Status.CONVERGED)
-    return SpectralDensity(
-        nodes=jnp.where(known, nodes, jnp.nan),
-        weights=jnp.where(known, weights, jnp.nan),
-        jacobi=jacobi,
-        resolution=round_off * peak,
-        num_matvecs=jnp.sum(probes.size) * (1 if spectrum == "eigenvalues" else 2),
-        status=status,
-        spectrum=spectrum,
-        dimension=dimension,
-        is_complex=is_complex,
-    )

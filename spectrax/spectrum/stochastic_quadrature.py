@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from spectrax import checks, krylov, layouts, vectors
 from spectrax.krylov import quadrature
+from spectrax.krylov.factorization import Factorization
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -138,19 +139,46 @@ def density_of(plan: SpectrumPlan, operator: LinearOperator, key: jax.Array) -> 
         left_struct = tall.out_struct if is_folded else None
         state = quadrature.init(own_key, start, left_struct, plan.num_steps, sides=sides)
         state = quadrature.run(*products, state, sides=sides)
-        return quadrature.finalize(state), state.size, state.finite, state.mismatch
+        return finished(state)
 
     keys = jax.random.split(jax.random.fold_in(key, 1), plan.num_probes)
     batch = None if plan.batch_size == 1 else plan.batch_size
-    jacobi, size, finite, mismatch = jax.lax.map(probe, (keys, starts), batch_size=batch)
-    finite = jnp.all(finite)
+    return collected(plan, operator, jax.lax.map(probe, (keys, starts), batch_size=batch))
+
+
+class Finished(NamedTuple):
+    """What is kept of a probe, or with a leading axis of several.
+
+    Attributes:
+        jacobi: The Jacobi matrix.
+        size: How many steps were made.
+        finite: Whether all products were finite.
+        mismatch: As in `Factorization`.
+    """
+
+    jacobi: krylov.Jacobi
+    size: jax.Array
+    finite: jax.Array
+    mismatch: jax.Array
+
+
+def finished(state: Factorization) -> Finished:
+    """Return what is kept of a factorisation that is finished."""
+    return Finished(quadrature.finalize(state), state.size, state.finite, state.mismatch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def collected(plan: SpectrumPlan, operator: LinearOperator, probes: Finished) -> SpectralDensity:
+    """Return the density from what is kept of some probes, stacked."""
+    finite = jnp.all(probes.finite)
     if isinstance(operator, MatrixOperator):
         finite &= is_usable(operator.matrix)
-    jacobi = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), jacobi)
+    jacobi = jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0), probes.jacobi)
     nodes, weights = jax.vmap(lambda one: measure(one, plan.spectrum))(jacobi)
     peak = jnp.max(jnp.abs(nodes))
     round_off = round_off_floor(operator, plan.eps)
-    status = jnp.where(jnp.max(mismatch) > MISMATCH * round_off, int(Status.ADJOINT_MISMATCH), int(Status.CONVERGED))
+    mismatch = jnp.max(probes.mismatch) > MISMATCH * round_off
+    status = jnp.where(mismatch, int(Status.ADJOINT_MISMATCH), int(Status.CONVERGED))
     status = jnp.where(finite, status, int(Status.NOT_FINITE)).astype(jnp.int32)
     known = status == int(Status.CONVERGED)
     return SpectralDensity(
@@ -158,7 +186,7 @@ def density_of(plan: SpectrumPlan, operator: LinearOperator, key: jax.Array) -> 
         weights=jnp.where(known, weights, jnp.nan),
         jacobi=jacobi,
         resolution=round_off * peak,
-        num_matvecs=jnp.sum(size) * (2 if is_folded else 1),
+        num_matvecs=jnp.sum(probes.size) * (1 if plan.spectrum == "eigenvalues" else 2),
         status=status,
         spectrum=plan.spectrum,
         dimension=min(operator.shape),

@@ -1,5 +1,6 @@
 """What `test_sharding` runs on eight host devices, in a process of its own; prints its findings as JSON."""
 
+import functools
 import json
 import re
 import sys
@@ -13,15 +14,19 @@ import spectrax as sx
 from spectrax.krylov import bidiagonalization, factorization, random_stack, tridiagonalization
 from spectrax.layouts import sides_of
 
-MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 SPECS = {"both": ("data", "model"), "data": ("data",), "model": (None, "model"), "copies": ()}
 SHAPES = {"both": (16, 8), "data": (32,), "model": (8, 16), "copies": (5,)}
 LANCZOS = sx.Lanczos(subspace_size=16)
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
 
+@functools.cache
+def mesh():
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
 def placed(array, *spec):
-    return jax.device_put(array, NamedSharding(MESH, PartitionSpec(*spec)))
+    return jax.device_put(array, NamedSharding(mesh(), PartitionSpec(*spec)))
 
 
 def diagonal(seed=0):
@@ -74,7 +79,7 @@ def steps():
             used = rows[: int(state.size) + width]
             found[f"{kind}, {width}"]["defect"] = float(np.abs(used @ used.T - np.eye(len(used))).max())
             found[f"{kind}, {width}"]["kept"] = all(
-                leaf.sharding.is_equivalent_to(NamedSharding(MESH, PartitionSpec(None, *SPECS[name])), leaf.ndim)
+                leaf.sharding.is_equivalent_to(NamedSharding(mesh(), PartitionSpec(None, *SPECS[name])), leaf.ndim)
                 for name, leaf in state.right.items()
             )
     return found
@@ -137,7 +142,7 @@ def results():
 
 def under_jit(params, specs, x, y, single):
     """Traced parameters on automatic axes, whose shardings are given: bases that are kept, one all-reduce a pass."""
-    shardings = {leaf: NamedSharding(MESH, PartitionSpec(*spec)) for leaf, spec in specs.items()}
+    shardings = {leaf: NamedSharding(mesh(), PartitionSpec(*spec)) for leaf, spec in specs.items()}
     inside = {leaf: jax.device_put(params[leaf], shardings[leaf]) for leaf in params}
 
     def top(params):
@@ -150,11 +155,11 @@ def under_jit(params, specs, x, y, single):
 
 def explicit():
     """Relative differences from one device where the axes of the mesh are explicit, and types of vectors."""
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    typed = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     rng, key = np.random.default_rng(2), jax.random.key(0)
     matrix = np.float32(rng.normal(size=(64, 32)))
     gram = np.float32(matrix.T @ matrix / 64)
-    places = NamedSharding(mesh, PartitionSpec("data", "model"))
+    places = NamedSharding(typed, PartitionSpec("data", "model"))
     quantities = {
         "svds": lambda a, g: sx.svds(a, 2, method=LANCZOS, key=key).s,
         "svds, dense": lambda a, g: sx.svds(a, 2).s,
@@ -186,7 +191,7 @@ def compared(values, others, result, other, tree, specs):
         "excess": float(jnp.max(jnp.abs(values - others) / allowed)),
         "converged": bool(result.converged.all()) and bool(other.converged.all()),
         "kept": all(
-            leaf.sharding.is_equivalent_to(NamedSharding(MESH, PartitionSpec(None, *specs[name])), leaf.ndim)
+            leaf.sharding.is_equivalent_to(NamedSharding(mesh(), PartitionSpec(None, *specs[name])), leaf.ndim)
             for name, leaf in tree.items()
         ),
     }
