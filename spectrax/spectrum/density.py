@@ -219,7 +219,8 @@ def _count(found: SpectralDensity, ends: jax.Array, level: float) -> Quantity:
     inner = jnp.ceil(lower - _SLACK), jnp.floor(upper + _SLACK)
     is_empty = inner[0] > inner[1]
     lower, upper = (jnp.where(is_empty, outer, whole) for outer, whole in zip((lower, upper), inner, strict=True))
-    return Quantity(found.dimension * share.value, lower, upper, share.status, kind="estimate")
+    value = jnp.clip(found.dimension * share.value, lower, upper)  # beyond it by no more than was rounded off
+    return Quantity(value, lower, upper, share.status, kind="estimate")
 
 
 def _masses(found: SpectralDensity, points: jax.Array) -> tuple[jax.Array, jax.Array]:

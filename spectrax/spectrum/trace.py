@@ -193,10 +193,17 @@ def _jitted(plan: _TracePlan, operator: LinearOperator, key: jax.Array | None) -
     if isinstance(plan.method, XTrace):
         factor *= math.sqrt(2)
     margin = plan.round_off * jax.lax.stop_gradient(estimates.size)
-    spread = factor * jnp.std(values.real, ddof=1) + margin
+    spread = factor * _deviation(values.real) + margin
     if vectors.is_complex(values.dtype):
-        spread = jax.lax.complex(spread, factor * jnp.std(values.imag, ddof=1) + margin)
+        spread = jax.lax.complex(spread, factor * _deviation(values.imag) + margin)
     return _quantity(jnp.mean(values), spread, "estimate")
+
+
+def _deviation(values: jax.Array) -> jax.Array:
+    """Return the standard deviation of a sample, whose squares may neither vanish nor overflow."""
+    largest = jnp.max(jnp.abs(values))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.std(values / unit, ddof=1)
 
 
 def _quantity(value: jax.Array, radius: jax.Array, kind: str) -> Quantity:

@@ -284,3 +284,9 @@ def test_share_limits_are_those_of_the_beta_distribution(is_complex, x64):
                 continue
             limit = share_limits(jnp.asarray(mass), jnp.asarray(mass), **options)[side]
             assert_allclose(float(limit) * n, k, rtol=0.01, atol=0.12)
+
+
+def test_a_count_lies_in_its_interval():
+    for matrix in (jnp.eye(60), jnp.zeros((60, 60)), -jnp.diag(jnp.linspace(1.0, 2.0, 60))):
+        found = sx.spectral_density(matrix, key=jax.random.key(0), num_probes=4, num_steps=12).count(upper=0.5)
+        assert float(found.lower) <= float(found.value) <= float(found.upper)

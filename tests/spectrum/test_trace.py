@@ -153,3 +153,17 @@ def test_what_is_wrong_is_said():
         sx.trace(operator, key=KEY, method=sx.Lanczos())
     with pytest.raises(ValueError, match="level"):
         sx.trace(operator, key=KEY, level=0.0)
+
+
+@pytest.mark.parametrize("method", [sx.XTrace(), sx.HutchPlusPlus(), sx.Hutchinson()])
+def test_intervals_scale_with_the_operator(method):
+    """Squares of what is as small or as large as here vanish or overflow."""
+    diagonal = jnp.linspace(1.0, 2.0, 60)
+
+    def relative(size):
+        operator = sx.aslinearoperator(jnp.multiply, jax.ShapeDtypeStruct((60,), jnp.float32), size * diagonal)
+        found = sx.trace(operator, max_matvecs=20, key=jax.random.key(0), method=method, full=True)
+        return np.array([found.lower, found.value, found.upper], np.float64) / size
+
+    for size in (1e-25, 1e25):
+        assert_allclose(relative(size), relative(1.0), rtol=1e-3)
