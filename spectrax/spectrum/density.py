@@ -65,7 +65,8 @@ class SpectralDensity:
         and its skewness are known but for the second and third central moments of f over the spectrum, which the same
         quadrature gives, so that a single probe has an interval, too. It is widened on both sides by how much the value
         moved when the number of steps went from half of it to all of it. That sees nothing of what f does between the
-        nodes: for a function with steps or spikes use `count` or `density`.
+        nodes: for a function with steps or spikes use `count` or `density`. Nor has it a margin for products in 16
+        bits, which move every node by up to `resolution`.
 
         Args:
             f: A JAX function from a real scalar to a real scalar, smooth on the scale of the distance of nodes. Equal
