@@ -64,9 +64,9 @@ class SpectralDensity:
         The value is n times the mean over the probes of sum_j w_j f(theta_j). For probes on the sphere its variance
         and its skewness are known but for the second and third central moments of f over the spectrum, which the same
         quadrature gives, so that a single probe has an interval, too. It is widened on both sides by how much the value
-        moved when the number of steps went from half of it to all of it. That sees nothing of what f does between the
-        nodes: for a function with steps or spikes use `count` or `density`. Nor has it a margin for products in 16
-        bits, which move every node by up to `resolution`.
+        moved when the number of steps went from half of it to all of it, and by what f changes where round-off moves
+        each node by `resolution`. That sees nothing of what f does between the nodes: for a function with steps or
+        spikes use `count` or `density`.
 
         Args:
             f: A JAX function from a real scalar to a real scalar, smooth on the scale of the distance of nodes. Equal
@@ -178,8 +178,19 @@ def _sum(found: SpectralDensity, consts: PyTree, program: Any, level: float) -> 
     def f(node: jax.Array) -> jax.Array:
         return jnp.asarray(program(consts, node)).astype(node.dtype)
 
-    estimate = _integral(found, jax.vmap(jax.vmap(f)), level)
-    return _quantity(found, *(found.dimension * number for number in estimate))
+    at_nodes = jax.vmap(jax.vmap(f))
+    value, lower, upper = _integral(found, at_nodes, level)
+    margin = _round_off(found, at_nodes)
+    return _quantity(found, *(found.dimension * number for number in (value, lower - margin, upper + margin)))
+
+
+def _round_off(found: SpectralDensity, at_nodes: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """By how much the mean of a function over the spectrum moves where each node moves by the resolution."""
+    values, least = at_nodes(found.nodes), 0 if found.spectrum == "singular_values" else -math.inf
+    below = at_nodes(jnp.maximum(found.nodes - found.resolution, least))
+    moved = [jnp.abs(end - values) for end in (below, at_nodes(found.nodes + found.resolution))]
+    change = jnp.fmax(*moved)  # one end may lie where the function is not defined
+    return jnp.sum(jnp.where(found.weights > 0, found.weights * change, 0)) / found.nodes.shape[0]
 
 
 @functools.partial(jax.jit, static_argnames="level")

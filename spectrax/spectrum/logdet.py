@@ -170,7 +170,7 @@ def _by_quadrature(
     peak = jnp.max(jnp.abs(found.nodes))
     least = 8 * plan.eps * peak
     positive = jnp.all(found.nodes > least)
-    total = found.sum(lambda node: jnp.log(jnp.where(node > least, node, jnp.ones_like(node))), level=level)
+    total = found.sum(lambda node: jnp.log(jnp.maximum(node, least)), level=level)
     known = found.status == int(Status.CONVERGED)
     status = jnp.where(known & ~positive, int(Status.NOT_POSITIVE_DEFINITE), found.status).astype(jnp.int32)
     factor = _one_or_nan(status, peak)

@@ -290,3 +290,16 @@ def test_a_count_lies_in_its_interval():
     for matrix in (jnp.eye(60), jnp.zeros((60, 60)), -jnp.diag(jnp.linspace(1.0, 2.0, 60))):
         found = sx.spectral_density(matrix, key=jax.random.key(0), num_probes=4, num_steps=12).count(upper=0.5)
         assert float(found.lower) <= float(found.value) <= float(found.upper)
+
+
+def test_sums_know_of_the_round_off_of_products():
+    """In 16 bits every node is off, all of them in the same direction: more probes don't mend it."""
+    struct = jax.ShapeDtypeStruct((60,), jnp.bfloat16)
+    operator = sx.aslinearoperator(lambda v: v, struct)
+    found = sx.spectral_density(operator, key=KEY, num_probes=4, num_steps=8)
+    total, log = found.sum(lambda node: node), sx.logdet(operator, key=KEY, method=sx.StochasticLanczos(4, 8), full=True)
+    assert float(total.lower) <= 60 <= float(total.upper)
+    assert float(log.lower) <= 0 <= float(log.upper)
+    # a function that is not defined below zero has an interval nevertheless
+    root = sx.spectral_density(jnp.zeros((30, 30)), key=KEY, num_probes=2, num_steps=4).sum(jnp.sqrt)
+    assert float(root.lower) <= 0 <= float(root.upper)
