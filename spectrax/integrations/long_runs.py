@@ -59,8 +59,10 @@ def run(
     Raises:
         ValueError: If the directory is that of another computation (other arguments, another key, an operator of other
             numbers), holds something else, or an interval is not positive.
-        KeyboardInterrupt: After Ctrl-C, which saves a checkpoint first if there is one process. In several, which may
-            be interrupted at different steps, the last checkpoint stands.
+        KeyboardInterrupt: After Ctrl-C, which saves a checkpoint first if there is one process; in several, which may
+            be interrupted at different steps, the last checkpoint stands. And under `jax.distributed` after SIGTERM in
+            any process, by which clusters announce that they take machines away: all processes agree on the next step
+            that all of them can reach, and save there.
         ImportError: If Orbax is not installed (`pip install "jax-spectrax[demo]"`).
 
     Cost:
@@ -99,6 +101,10 @@ def run(
             if _first_says(due):
                 saved = _save(directory, step, state)
                 last = time.monotonic()
+            if _is_preempted(step):
+                if step > saved:
+                    saved = _save(directory, step, state)
+                raise KeyboardInterrupt(f"a process was told to end (SIGTERM); {directory / str(step)} holds the state")
     except KeyboardInterrupt:
         if jax.process_count() == 1 and step > saved:
             _save(directory, step, state)
@@ -181,6 +187,12 @@ def _named(state: Any) -> dict[str, Any]:
 def _together(what: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def _is_preempted(step: int) -> bool:
+    """Return whether this is the step at which all processes stop, since one of them got SIGTERM."""
+    is_watched = jax.config.values.get("jax_enable_preemption_service", False)
+    return is_watched and multihost_utils.reached_preemption_sync_point(step)
 
 
 def _first_says(due: bool) -> bool:

@@ -19,7 +19,7 @@ from spectrax.integrations import checkpoints
 pytest.importorskip("orbax.checkpoint")
 
 WORKER = """
-    import os, signal, sys
+    import os, signal, sys, time
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -48,13 +48,18 @@ WORKER = """
         if stop and len(taken) > stop:
             if how == "kill" and process == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if how != "kill":
+            if how == "preempt":  # the notice reaches the others in the background
+                if process == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.3)
+            if how == "density":
                 jax.distributed.shutdown()
                 os._exit(7)
         return advance(state)
 
     stepwise.advance = advance
-    found = long_runs.run(stepwise, directory + "/run", every_steps=1, progress=lambda step, metrics: print(step))
+    every = 1000 if how == "preempt" else 1
+    found = long_runs.run(stepwise, directory + "/run", every_steps=every, progress=lambda step, metrics: print(step))
     values = found.nodes if how == "density" else found.eigenvalues
     if process == 0:
         np.save(directory + "/values.npy", np.asarray(values))
@@ -148,12 +153,14 @@ def first_step(output):
 
 
 def test_a_search_that_four_processes_began_and_two_ended(matrix, tmp_path):
-    codes, outputs = start(tmp_path, 4, stop=3)
-    assert codes == [7] * 4, outputs
-    assert checkpoints.checkpoint_steps(tmp_path / "run") == [2, 3]
+    """One of the four is told to end, as clusters do; all of them save the same step, which no interval asks for."""
+    codes, outputs = start(tmp_path, 4, stop=2, how="preempt")
+    assert codes == [-signal.SIGINT] * 4, outputs
+    (stopped,) = checkpoints.checkpoint_steps(tmp_path / "run")
+    assert all(f"{os.sep}run{os.sep}{stopped} holds the state" in output for output in outputs)
     codes, outputs = start(tmp_path, 2)
     assert codes == [0] * 2, outputs
-    assert first_step(outputs[0]) == 4
+    assert first_step(outputs[0]) == stopped + 1
     values = np.load(tmp_path / "values.npy")
     assert_allclose(values, np.linalg.eigvalsh(matrix.astype(float))[::-1][:2], rtol=1e-5)
     method = sx.Lanczos(subspace_size=10)
@@ -177,7 +184,7 @@ def test_the_last_checkpoint_stands_when_a_peer_is_lost(matrix, tmp_path):
     codes, outputs = start(tmp_path, 2, stop=3, how="kill")
     assert codes[1] == -signal.SIGKILL
     assert codes[0] != 0, outputs
-    assert checkpoints.checkpoint_steps(tmp_path / "run")[-1] == 3
+    assert checkpoints.checkpoint_steps(tmp_path / "run") == [2, 3]
     codes, outputs = start(tmp_path, 2)
     assert codes == [0] * 2, outputs
     assert first_step(outputs[0]) == 4
