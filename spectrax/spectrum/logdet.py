@@ -70,7 +70,9 @@ def logdet(
         to first order. By `StochasticLanczos` it is "estimate", and the interval that of `SpectralDensity.sum`. NaN
         with the status NOT_POSITIVE_DEFINITE where a negative eigenvalue came up, or one that is zero to round-off,
         NOT_FINITE where a product was not finite, ADJOINT_MISMATCH where the operator is not Hermitian. Few steps may
-        miss a negative eigenvalue, but not one that the quadrature gives any weight.
+        miss a negative eigenvalue, but not one that the quadrature gives any weight; and where the condition number is
+        far above num_steps squared, eigenvalues near zero are seen late, and the value lies too high, beyond what the
+        interval allows for.
 
     Raises:
         ValueError: If the operator is not square, a needed key is missing, or an argument is out of its range.

@@ -297,7 +297,10 @@ def test_sums_know_of_the_round_off_of_products():
     struct = jax.ShapeDtypeStruct((60,), jnp.bfloat16)
     operator = sx.aslinearoperator(lambda v: v, struct)
     found = sx.spectral_density(operator, key=KEY, num_probes=4, num_steps=8)
-    total, log = found.sum(lambda node: node), sx.logdet(operator, key=KEY, method=sx.StochasticLanczos(4, 8), full=True)
+    total, log = (
+        found.sum(lambda node: node),
+        sx.logdet(operator, key=KEY, method=sx.StochasticLanczos(4, 8), full=True),
+    )
     assert float(total.lower) <= 60 <= float(total.upper)
     assert float(log.lower) <= 0 <= float(log.upper)
     # a function that is not defined below zero has an interval nevertheless

@@ -94,3 +94,36 @@ def test_easy_cases_converge(method, x64):
             operator = case.operator("complex128")
             result = sx.svds(operator, 1, which=which, method=METHODS[method], key=jax.random.key(0))
             assert bool(result.converged.all()), case.name
+
+
+def test_intervals_of_random_probes_hold(x64):
+    """Densities, traces and log-determinants, at a level at which no interval of them should miss."""
+    options = {"level": 0.9999}
+    for case in cases("float32", 1, shapes="one"):
+        values = case.singular_values
+        found = sx.spectral_density(
+            case.operator("float32"), key=jax.random.key(1), num_probes=3, num_steps=10, spectrum="singular_values"
+        )
+        holds(found.sum(jnp.square, **options), np.sum(values**2), case.name)
+        for index in (8, 24):
+            threshold = float(values[index] + values[index + 1]) / 2
+            near = float(found.resolution) + case.rounding("float32")
+            least, most = (np.count_nonzero(values < threshold + shift) for shift in (-near, near))
+            counted = found.count(upper=threshold, **options)
+            assert float(counted.lower) <= most, case.name
+            assert float(counted.upper) >= least, case.name
+
+        gram = (case.matrix.T @ case.matrix).astype("float32")
+        values = np.linalg.eigvalsh(gram.astype(float))
+        traced = sx.trace(gram, key=jax.random.key(2), max_matvecs=16, method=sx.XTrace(), full=True, **options)
+        holds(traced, values.sum(), case.name)
+        method = sx.StochasticLanczos(num_probes=3, num_steps=10)
+        logdet = sx.logdet(gram, key=jax.random.key(3), method=method, full=True, **options)
+        if values[0] > 1e-5 * values[-1]:
+            holds(logdet, np.log(values).sum(), case.name)
+        elif case.name in HOPELESS:
+            assert int(logdet.status) == sx.Status.NOT_POSITIVE_DEFINITE, case.name
+
+
+def holds(found, true, name):
+    assert float(found.lower) <= true <= float(found.upper), (name, found, true)
