@@ -7,7 +7,7 @@ import jax
 from jax.extend import core as jax_core
 
 from spectrax.programs.equations import CALLS, equations, is_jaxpr, record, run, value
-from spectrax.programs.padding import padded_before
+from spectrax.programs.padding import padded_apart, padded_before
 
 PyTree = Any
 
@@ -19,7 +19,7 @@ def canonical(function: Callable[[PyTree], PyTree], struct: PyTree) -> Callable[
 
     - Every convolution gets the channels-last layout of its dimensions. In the body of a loop, XLA compiles any other
       to naive code on CPU (JAX issue 12868, up to 17 times slower), and the transpose of a convolution always has
-      another. Elsewhere XLA chooses the layout itself.
+      another. Elsewhere XLA chooses the layout itself. Small pictures are padded apart, see `padded_apart`.
     - Calls are inlined, `jax.checkpoint` among them, unless they carry shardings.
     - What does not depend on the argument is computed at once, and not at every call of the result.
 
@@ -106,7 +106,10 @@ def _channels_last(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Any, **
 
     lhs = moved(lhs, dimension_numbers.lhs_spec, target.lhs_spec)
     rhs = moved(rhs, dimension_numbers.rhs_spec, target.rhs_spec)
-    lhs, padding, dilation = padded_before(lhs, params["padding"], params["lhs_dilation"])
+    padding, dilation = params["padding"], params["lhs_dilation"]
+    if params["feature_group_count"] == params["batch_group_count"] == 1:
+        lhs, padding, dilation = padded_apart(lhs, padding, dilation, rhs.shape[:-2])
+    lhs, padding, dilation = padded_before(lhs, padding, dilation)
     params = {**params, "padding": tuple(padding), "lhs_dilation": tuple(dilation)}
     out = jax.lax.conv_general_dilated_p.bind(lhs, rhs, dimension_numbers=target, **params)
     return moved(out, target.out_spec, dimension_numbers.out_spec)

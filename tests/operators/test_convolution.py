@@ -339,6 +339,11 @@ layout = ("NHWC", "HWIO", "NHWC")
 f = lambda x: jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=layout)[0]
 A = sx.jacobian_operator(f, jnp.ones((16, 16, 1)))
 print(float(jax.jit(lambda: sx.singular_values(A, key=jax.random.key(0))[0])()))
+C = sx.conv_operator(kernel, (16, 16), padding="SAME")
+for product in (C.matvec, A.loop_products()[0]):
+    text = jax.jit(product).lower(jnp.ones((16, 16, 1))).compile().as_text()
+    lines = [line for line in text.splitlines() if " convolution(" in line]
+    assert lines and not any("pad=" in line for line in lines), lines
 """
     environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
