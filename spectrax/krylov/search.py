@@ -30,6 +30,7 @@ _FAILURE = 1e-4
 _PROBE_SHARE = {False: 2.0, True: 1.0}  # of several values, and of one, of which no copy can lie beyond
 _OVERLAP = 1e-2
 _PROBE_STEPS = 4  # between two tests of the challenge
+_USUAL_TOLERANCE = 1e-6
 _ENDS = {"largest": 1, "smallest": 1, "largest_magnitude": 2}
 
 
@@ -85,7 +86,9 @@ def init(task: Task, start: PyTree, left_struct: PyTree | None, key: jax.Array) 
     """
     bases = factorization.init(key, start, left_struct, task.subspace_size, sides=task.sides)
     real = bases.scale.dtype
-    first = min(max(task.k + 4, task.subspace_size // 2), task.subspace_size)
+    # a tolerance that a few steps may reach is asked for early: products may be dear, and a test is not
+    looser = min(1.0, math.log(max(task.tol, 1e-300)) / math.log(_USUAL_TOLERANCE))
+    first = min(max(task.k + 4, math.ceil(looser * (task.subspace_size // 2))), task.subspace_size)
     count = jnp.zeros((), jnp.int32)
     return Search(
         bases=bases,

@@ -17,6 +17,7 @@ from spectrax.operators.curvature_products import described, gauss_newton_produc
 from spectrax.operators.host_operator import HostOperator, first_structure, is_source
 from spectrax.operators.jacobian import jacobian_operator
 from spectrax.operators.linear_operator import LinearOperator, register
+from spectrax.programs.canonical import canonical
 from spectrax.programs.hoisting import Direct, Program, hoist
 
 PyTree = Any
@@ -38,6 +39,10 @@ class CurvatureOperator(LinearOperator):
         self.program, self.consts = hoisted.program, hoisted.consts
         self.params, self.batches, self.weights, self.args = params, batches, weights, args
 
+    @property
+    def hermitian(self):
+        return True
+
     def products(self):
         if self.batches is None:
             start = vectors.zeros(self.in_struct)
@@ -54,6 +59,11 @@ class CurvatureOperator(LinearOperator):
             return _mean(self.program, self.consts, self.params, v, self.batches, self.weights, self.args)
 
         return mean, mean
+
+    def loop_products(self):
+        """Return the product twice, linearisation and all in the form that a loop runs fastest."""
+        product = canonical(lambda v: self.products()[0](v), self.in_struct)
+        return product, product
 
 
 def _operator(product: Callable, params: PyTree, batches: Any, weights: Any, args: tuple) -> LinearOperator:

@@ -79,6 +79,10 @@ class HostOperator(LinearOperator):
         self._count: int | None = None
         self._last = used
 
+    @property
+    def hermitian(self):
+        return True
+
     def products(self):
         def product(v: PyTree) -> PyTree:
             return vectors.row(self._pass(jax.tree.map(lambda leaf: leaf[None], v)), 0)

@@ -67,6 +67,11 @@ class LinearOperator(abc.ABC):
         return vectors.size(self.out_struct), vectors.size(self.in_struct)
 
     @property
+    def hermitian(self) -> bool:
+        """Whether A^H = A by construction, so that `rmatvec` is `matvec` itself; False where nothing is known."""
+        return False
+
+    @property
     def dtype(self) -> jnp.dtype:
         """The common dtype of both sides."""
         return jnp.result_type(vectors.result_dtype(self.in_struct), vectors.result_dtype(self.out_struct))
@@ -258,6 +263,10 @@ class AdjointOperator(LinearOperator):
         self.operator = operator
 
     @property
+    def hermitian(self):
+        return self.operator.hermitian
+
+    @property
     def in_struct(self):
         return self.operator.out_struct
 
@@ -289,6 +298,10 @@ class ConjugateOperator(LinearOperator):
         self.operator = operator
 
     @property
+    def hermitian(self):
+        return self.operator.hermitian
+
+    @property
     def in_struct(self):
         return self.operator.in_struct
 
@@ -311,6 +324,10 @@ class ScaledOperator(LinearOperator):
         if jnp.iscomplexobj(scalar) and not vectors.is_complex(operator.dtype):
             raise TypeError("a real operator cannot be multiplied by a complex scalar: cast the operator first")
         self.scalar, self.operator = jnp.asarray(scalar, operator.dtype), operator
+
+    @property
+    def hermitian(self):
+        return self.operator.hermitian and not vectors.is_complex(self.scalar.dtype)
 
     @property
     def in_struct(self):
@@ -336,6 +353,10 @@ class SumOperator(LinearOperator):
         checks.same_structure("the input of the right operand", right.in_struct, left.in_struct)
         checks.same_structure("the output of the right operand", right.out_struct, left.out_struct)
         self.left, self.right = left, right
+
+    @property
+    def hermitian(self):
+        return self.left.hermitian and self.right.hermitian
 
     @property
     def in_struct(self):

@@ -72,6 +72,10 @@ class PlacedOperator(LinearOperator):
     def __init__(self, operator: LinearOperator, in_struct: PyTree, out_struct: PyTree):
         self.operator, self.in_struct, self.out_struct = operator, in_struct, out_struct
 
+    @property
+    def hermitian(self):
+        return self.operator.hermitian
+
     def products(self):
         return self.operator.products()
 

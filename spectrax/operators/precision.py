@@ -17,6 +17,10 @@ class WorkingOperator(LinearOperator):
         self.operator = operator
 
     @property
+    def hermitian(self):
+        return self.operator.hermitian
+
+    @property
     def in_struct(self):
         return vectors.working_struct(self.operator.in_struct)
 

@@ -203,12 +203,14 @@ def _with_residuals(plan: Plan, operator, values, rows, largest, count, finite) 
     order = jnp.argsort(-jnp.abs(values) if plan.which == "largest_magnitude" else -values)
     values, rows = jax.tree.map(lambda leaf: leaf[order], (values, rows))
     rows = layouts.constrain(rows, layouts.layout_of(operator.in_struct), stacked=True)
-    image, adjoint_image = operator.matmat(rows), operator.rmatmat(rows)
+    image = operator.matmat(rows)
+    adjoint_image = image if operator.hermitian else operator.rmatmat(rows)
     difference = vectors.stack_norms(vectors.subtract(image, adjoint_image))
     residuals = vectors.stack_norms(vectors.subtract(image, vectors.scale_rows(values, rows)))
+    products = 1 if operator.hermitian else 2
     mismatch = jnp.max(difference) > MISMATCH * plan.round_off * jnp.maximum(largest, jnp.max(jnp.abs(values)))
     values, residuals, converged, status = verdict(plan, values, residuals, largest, finite)
-    result = EighResult(values, rows, residuals, converged, (count + 2 * plan.k).astype(jnp.int32), status)
+    result = EighResult(values, rows, residuals, converged, (count + products * plan.k).astype(jnp.int32), status)
     return unless_mismatch(result, mismatch)
 
 

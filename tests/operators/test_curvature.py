@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose
 
 import spectrax as sx
+from spectrax.programs.equations import equations
 
 CLASSES, COUNT = 3, 4
 
@@ -60,6 +61,18 @@ def test_hessian(x64):
     assert_allclose(H.to_dense(), dense_hessian(params, x, y), atol=1e-12)
     v = jax.tree.map(jnp.ones_like, params)
     assert_allclose(ravel_pytree(H.rmatvec(v))[0], ravel_pytree(H.matvec(v))[0])
+
+
+def test_products_for_a_loop_are_linearised_once(x64):
+    params, x, y = setting()
+    H = sx.hessian_operator(batch_loss, params, x, y)
+    v = jax.tree.map(jnp.cos, params)
+    expected = dense_hessian(params, x, y) @ ravel_pytree(v)[0]
+    for product in H.loop_products():
+        assert_allclose(ravel_pytree(product(v))[0], expected, atol=1e-12)
+        names = {e.primitive.name for e in equations(jax.make_jaxpr(product)(v).jaxpr)}
+        assert "dot_general" in names
+        assert not names & {"tanh", "exp", "log", "reduce_max"}
 
 
 def test_gauss_newton_and_fisher(x64):
