@@ -48,6 +48,7 @@ VARIABLES = {
 }  # fmt: skip
 KEY = jax.random.key(0)
 WIDTH, CLASSES, SAMPLES = 1024, 256, 64
+SLIM = 512  # of the transformer
 
 Case = tuple[Callable, tuple]
 
@@ -84,29 +85,82 @@ def cross_entropy(z: jax.Array, y: jax.Array) -> jax.Array:
 
 def svds(mesh: Mesh) -> Case:
     """Eight singular values of a matrix sharded by rows."""
-    return (lambda A: sx.svds(A, 8, method=sx.Lanczos(), key=KEY)), (matrix(mesh),)
+    A = matrix(mesh)
+    rows = NamedSharding(mesh, P(A.sharding.spec[0]))
+
+    def top(A: jax.Array) -> Any:
+        return sx.svds(sx.with_shardings(A, None, rows), 8, method=sx.Lanczos(), key=KEY)
+
+    return top, (A,)
 
 
-def gauss_newton(params: Any, x: jax.Array, y: jax.Array) -> sx.LinearOperator:
-    return sx.ggn_operator(lambda p, x, y: logits(p, x), lambda z, x, y: cross_entropy(z, y), params, x, y)
+def transformer_weights(mesh: Mesh) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Four blocks of eight leaves, fully sharded but for the scales of the norms."""
+    square = {name: placed(mesh, (SLIM, SLIM), "data", "model") for name in ("query", "key", "value", "out")}
+    feed = {
+        "up": placed(mesh, (SLIM, 4 * SLIM), "data", "model"),
+        "down": placed(mesh, (4 * SLIM, SLIM), "model", "data"),
+    }
+    norms = {name: placed(mesh, (SLIM,)) for name in ("norm_1", "norm_2")}
+    return [square | feed | norms] * 4
+
+
+def transformer(blocks: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
+    """Blocks with one head of attention each, shape (count, positions, width) to (count, width)."""
+
+    def normalised(x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)
+
+    for block in blocks:
+        h = normalised(x) * block["norm_1"]
+        scores = jnp.einsum("bid,bjd->bij", h @ block["query"], h @ block["key"]) / math.sqrt(SLIM)
+        x = x + jnp.einsum("bij,bjd->bid", jax.nn.softmax(scores), h @ block["value"]) @ block["out"]
+        h = normalised(x) * block["norm_2"]
+        x = x + jax.nn.silu(h @ block["up"]) @ block["down"]
+    return jnp.mean(x, 1)
+
+
+def gauss_newton(network: Callable, shardings: Any, params: Any, x: jax.Array, y: jax.Array) -> sx.LinearOperator:
+    """The Gauss-Newton matrix, with the shardings of its vectors, which are those of the parameters."""
+    matrix = sx.ggn_operator(lambda p, x, y: network(p, x), lambda z, x, y: cross_entropy(z, y), params, x, y)
+    return sx.with_shardings(matrix, shardings)
+
+
+def shardings_of(structs: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, structs)
 
 
 def eigsh(mesh: Mesh) -> Case:
     """Four eigenvalues of the Gauss-Newton matrix of a network, parameters and batch sharded."""
+    return _eigsh(logits, weights(mesh), *batch(mesh))
+
+
+def eigsh_of_many(mesh: Mesh) -> Case:
+    """The same of a transformer with parameters in 32 leaves."""
+    count = 8 * mesh.shape["data"]
+    x, y = placed(mesh, (count, 64, SLIM), "data", None, None), placed(mesh, (count, SLIM), "data", None)
+    return _eigsh(transformer, transformer_weights(mesh), x, y)
+
+
+def _eigsh(network: Callable, params: Any, x: Any, y: Any) -> Case:
+    shardings = shardings_of(params)
 
     def top(params: Any, x: jax.Array, y: jax.Array) -> Any:
-        return sx.eigsh(gauss_newton(params, x, y), 4, which="largest", method=sx.Lanczos(), key=KEY)
+        matrix = gauss_newton(network, shardings, params, x, y)
+        return sx.eigsh(matrix, 4, which="largest", method=sx.Lanczos(), key=KEY)
 
-    return top, (weights(mesh), *batch(mesh))
+    return top, (params, x, y)
 
 
 def density(mesh: Mesh) -> Case:
-    """The density of the same matrix's eigenvalues."""
+    """The density of the same matrix's eigenvalues, of the first network."""
+    params = weights(mesh)
+    shardings = shardings_of(params)
 
     def found(params: Any, x: jax.Array, y: jax.Array) -> Any:
-        return jax.tree.leaves(sx.spectral_density(gauss_newton(params, x, y), key=KEY))
+        return jax.tree.leaves(sx.spectral_density(gauss_newton(logits, shardings, params, x, y), key=KEY))
 
-    return found, (weights(mesh), *batch(mesh))
+    return found, (params, *batch(mesh))
 
 
 def training(penalty: Callable[..., sx.regularizers.Penalty] | None, *, gathered: bool = False) -> Callable:
@@ -143,13 +197,13 @@ def training(penalty: Callable[..., sx.regularizers.Penalty] | None, *, gathered
 CASES: dict[str, Callable[[Mesh], Case]] = {
     "svds": svds,
     "eigsh": eigsh,
+    "eigsh, 32 leaves": eigsh_of_many,
+    "density": density,
     "training, no penalty": training(None),
     "training, spectral norm": training(sx.regularizers.spectral_norm_penalty),
     "training, condition number": training(sx.regularizers.condition_number_penalty),
     "training, condition number of copies": training(sx.regularizers.condition_number_penalty, gathered=True),
 }
-if hasattr(sx, "spectral_density"):
-    CASES["density"] = density
 
 
 def compiled(case: str, topology: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def measure(problem: cases.Problem, size: int, runs: int) -> dict[str, float]:
         return jax.lax.fori_loop(0, rounds * size, lambda _, v: vectors.scale(share, rmatvec(matvec(v))), v)
 
     def steps(operator: Any, start: Any, *, one_sided: bool) -> Any:
-        products = [krylov.stacked(product) for product in operator.loop_products()]
+        products = [vectors.stacked(product) for product in operator.loop_products()]
         empty = factorization.init(jax.random.key(1), start, operator.out_struct, size)
 
         def fill(_: Any, bases: Any) -> Any:

@@ -71,15 +71,15 @@ def key(name: str, value: Any) -> None:
 
 
 def automatic_axes(name: str, tree: Any) -> None:
-    """Raise `ValueError` if an array lies on a mesh with explicit axes, where XLA may not choose shardings."""
+    """Raise `ValueError` if an array lies on a mesh with explicit axes, of which no argument told."""
     for leaf in jax.tree.leaves(tree):
         mesh = getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
         axes = getattr(mesh, "explicit_axes", ())
         if axes:
             raise ValueError(
-                f"{name} holds an array on a mesh with the explicit axes {', '.join(map(str, axes))}, which are not "
-                "supported: make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * number of axes, or call "
-                "inside jax.sharding.auto_axes"
+                f"{name} holds an array on a mesh with the explicit axes {', '.join(map(str, axes))} that is none of "
+                "the arguments: give it as one, or make the mesh with axis_types=(jax.sharding.AxisType.Auto,) * "
+                "number of axes"
             )
 
 

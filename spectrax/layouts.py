@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import core as jax_core
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from spectrax import explicit_axes
+
 PyTree = Any
 
 
@@ -60,41 +62,62 @@ def on_automatic_axes(sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(mesh, sharding.spec)
 
 
-def explicit_mesh(tree: PyTree) -> Mesh | AbstractMesh | None:
-    """Return the mesh with explicit axes that arrays lie on, None if there is none."""
-    for leaf in jax.tree.leaves(tree):
-        mesh = getattr(getattr(jax.typeof(leaf), "sharding", None), "mesh", None)
-        if getattr(mesh, "explicit_axes", ()):
-            concrete = None if isinstance(leaf, jax_core.Tracer) else leaf.sharding.mesh
-            return mesh if concrete is None else concrete
-    return None
+def on_every_device(function: Callable, *arguments: PyTree) -> PyTree:
+    """Call a function, and where an argument lies on a mesh with automatic axes, have each device do all of it.
 
-
-def with_automatic_axes(function: Callable, out_specs: PyTree, *arguments: PyTree) -> PyTree:
-    """Call a function, and where an argument lies on a mesh with explicit axes, let the compiler place what is inside.
+    For factorisations and other decompositions: the compiler would split these into thousands of small exchanges, which
+    take longer than the work itself, and minutes to compile.
 
     Args:
-        function: What to call.
-        out_specs: A `PartitionSpec` for each array of the result.
-        *arguments: Pytrees of arrays.
+        function: What to call; its arrays are arguments and none that it closes over.
+        *arguments: Pytrees of arrays, which are gathered.
 
     Returns:
-        The result of the function, laid out by `out_specs` where axes are explicit.
+        The result of the function, with a copy on each device.
     """
-    mesh = explicit_mesh(arguments)
+    mesh = _automatic_mesh(arguments)
     if mesh is None:
         return function(*arguments)
-    automatic = jax.sharding.auto_axes(function, out_sharding=out_specs)
-    if isinstance(mesh, Mesh):
-        with jax.set_mesh(mesh):
-            return automatic(*arguments)
-    with jax.sharding.use_abstract_mesh(mesh):
-        return automatic(*arguments)
+    return _by_each(function, mesh)(*arguments)
 
 
-def replicated(function: Callable, *arguments: PyTree) -> PyTree:
-    """Call a function as `with_automatic_axes` does, with a copy of its results on each device."""
-    return with_automatic_axes(function, PartitionSpec(), *arguments)
+@functools.lru_cache(maxsize=64)
+def _by_each(function: Callable, mesh: Mesh | AbstractMesh) -> Callable:
+    """Return a function that each device calls on all; one program outside of `jit`, where each operation would be."""
+    none = PartitionSpec()
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=none, out_specs=none, check_vma=False)
+    return jax.jit(mapped, inline=True)
+
+
+def piecewise(function: Callable, coefficients: jax.Array, stack: PyTree, layout: Layout | None) -> PyTree | None:
+    """Call a function of a matrix and a stack of vectors that keeps to the entries that it is handed on each device.
+
+    Args:
+        function: Takes the coefficients and the part of a stack on one device, and returns a stack of the same places.
+        coefficients: What each device has a copy of.
+        stack: A stack of vectors.
+        layout: How the vectors lie; None where that is not known.
+
+    Returns:
+        A stack of vectors of the layout, or None where the stack is on several devices and it is not known how.
+    """
+    if layout is None:
+        return None if _automatic_mesh(stack) or explicit_axes.explicit_mesh(stack) else function(coefficients, stack)
+    specs = jax.tree.structure(stack).unflatten([_with_lead(spec) for spec in layout.specs])
+    return jax.shard_map(
+        function, mesh=_inner(layout.mesh), in_specs=(PartitionSpec(), specs), out_specs=specs, check_vma=False
+    )(coefficients, stack)
+
+
+def _automatic_mesh(tree: PyTree) -> Mesh | AbstractMesh | None:
+    """Return the mesh of several devices, all of its axes automatic, that arrays lie on; None if there is none."""
+    for leaf in jax.tree.leaves(tree):
+        sharding = jax.typeof(leaf).sharding if isinstance(leaf, jax_core.Tracer) else getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or sharding.mesh.size <= 1:
+            continue
+        if all(kind == AxisType.Auto for kind in sharding.mesh.axis_types):
+            return _inner(sharding.mesh)
+    return None
 
 
 def stack_specs(struct: PyTree) -> PyTree:

@@ -59,7 +59,8 @@ def test_metadata(wheel):
     assert metadata["Name"] == "jax-spectrax"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"aot", "bench", "demo", "docs", "gguf", "onnx", "test"}
+    extras = {"aot", "bench", "bench-torch", "demo", "docs", "gguf", "onnx", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == extras
     assert any(file.endswith("/licenses/LICENSE") for file in wheel.namelist())
     (entry,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "spectrax = spectrax.cli:main" in wheel.read(entry).decode()

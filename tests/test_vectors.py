@@ -57,6 +57,15 @@ def test_algebra(dtype, x64):
     jax.tree.map(assert_allclose, again, stack)
 
 
+@pytest.mark.parametrize("shape", [(100, 130), (3, 3, 100, 64), (20000,), (5, 9000), (8193, 1), (7, 8, 200)])
+def test_combinations_by_slices(shape):
+    """As TPUs make them: whole slices, what is left over, and slices of slices."""
+    rng = np.random.default_rng(1)
+    stack, coefficients = rng.normal(size=(6, *shape)), rng.normal(size=(4, 6))
+    found = jax.jit(vectors._by_slices)(jnp.asarray(coefficients, "float32"), jnp.asarray(stack, "float32"))
+    assert_allclose(found, np.einsum("ij,j...->i...", coefficients, stack), atol=1e-5)
+
+
 def test_zero_and_division_by_zero():
     struct = {"a": jax.ShapeDtypeStruct((2,), jnp.float32)}
     assert_allclose(vectors.zeros(struct)["a"], np.zeros(2))

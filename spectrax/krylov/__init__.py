@@ -2,7 +2,6 @@
 
 from spectrax.krylov.davidson import smallest_triplets
 from spectrax.krylov.extremes import eigenpairs, singular_triplets
-from spectrax.krylov.factorization import stacked
 from spectrax.krylov.orthogonalization import random_stack
 from spectrax.krylov.quadrature import Jacobi
 from spectrax.krylov.solves import minres
@@ -17,5 +16,4 @@ __all__ = [
     "random_stack",
     "singular_triplets",
     "smallest_triplets",
-    "stacked",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import vectors
+from spectrax import layouts, vectors
 from spectrax.krylov.orthogonalization import direction_seed, orthonormalize, random_stack
 from spectrax.krylov.task import Task, Triplets
 from spectrax.krylov.two_sided import TwoSidedBases, decompose, restart, row_structure
@@ -147,8 +147,8 @@ def init(
     zero = jnp.zeros((), jnp.int32)
     return TwoSidedBases(
         count=zero,
-        right=vectors.zeros(struct, subspace_size),
-        left=vectors.zeros(left_struct, subspace_size),
+        right=layouts.constrain(vectors.zeros(struct, subspace_size), task.sides.right, stacked=True),
+        left=layouts.constrain(vectors.zeros(left_struct, subspace_size), task.sides.left, stacked=True),
         projected=jnp.zeros((subspace_size, subspace_size), dtype),
         residual=vectors.zeros(struct),
         ritz=jnp.zeros((subspace_size,), dtype),
@@ -195,9 +195,10 @@ def step(
     direction = vectors.divide(direction, vectors.norm(direction))
     index = state.count
     nought = jnp.zeros((), state.largest.dtype)
-    right = orthonormalize(state.right, _stacked(direction), state.right_seed, state.num_steps, nought)
-    image = _stacked(matvec(vectors.row(right.rows, 0)))
-    left = orthonormalize(state.left, image, state.left_seed, state.num_steps, state.largest)
+    direction = layouts.constrain(_stacked(direction), task.sides.right, stacked=True)
+    right = orthonormalize(state.right, direction, state.right_seed, state.num_steps, nought, layout=task.sides.right)
+    image = layouts.constrain(_stacked(matvec(vectors.row(right.rows, 0))), task.sides.left, stacked=True)
+    left = orthonormalize(state.left, image, state.left_seed, state.num_steps, state.largest, layout=task.sides.left)
     column = left.coefficients[:, 0].at[index].set(left.factor[0, 0])
     state = state._replace(
         count=index + 1,
@@ -217,13 +218,11 @@ def _examine(task: Task, rmatvec: MatVec, state: TwoSidedBases) -> TwoSidedBases
     ritz = decompose(state)
     target = jnp.minimum(jnp.minimum(state.accepted, min(k, size - 1)), state.count - 1)
     value = ritz.values[target]
-    residual = vectors.subtract(
-        rmatvec(vectors.combine(ritz.left[target], state.left)),
-        vectors.scale(value, vectors.combine(ritz.right[target], state.right)),
-    )
+    image = layouts.constrain(rmatvec(vectors.combine(ritz.left[target], state.left)), task.sides.right)
+    residual = vectors.subtract(image, vectors.scale(value, vectors.combine(ritz.right[target], state.right)))
     length = vectors.norm(residual)
     # U^H A V = B by construction: what V^H A^H U is otherwise is the adjoint's doing
-    within = jnp.max(jnp.abs(vectors.rows_vdot(state.right, residual)))
+    within = jnp.max(jnp.abs(layouts.summed(vectors.gram, task.sides.right)(state.right, _stacked(residual))))
     allowed = jnp.maximum(task.tol * ritz.values, task.round_off * state.largest)
     last = vectors.count(state.queue) - _PROBES - 1  # of the start's vectors
     started = (state.queued < 0) | (state.queued >= last)

@@ -53,30 +53,6 @@ class Factorization(NamedTuple):
     finite: jax.Array
 
 
-def stacked(product: Product) -> Product:
-    """Return the product with each vector of a stack, given that with one vector.
-
-    Args:
-        product: A function of one vector.
-
-    Returns:
-        A function of a stack of vectors: batched, but for a stack of one, which takes the product as it is.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from spectrax import krylov
-        >>> krylov.stacked(lambda v: 2 * v)(jnp.ones((3, 2))).shape
-        (3, 2)
-    """
-
-    def apply(stack: PyTree) -> PyTree:
-        if vectors.count(stack) == 1:
-            return jax.tree.map(lambda leaf: leaf[None], product(vectors.row(stack, 0)))
-        return jax.vmap(product)(stack)
-
-    return apply
-
-
 def init(
     key: jax.Array,
     start: PyTree,

@@ -10,6 +10,7 @@ from spectrax.krylov.factorization import Factorization
 from spectrax.krylov.orthogonalization import orthonormalize
 from spectrax.krylov.projected import projected_eigh, projected_svd
 from spectrax.krylov.task import Task
+from spectrax.layouts import Layout
 from spectrax.vectors import HIGHEST
 
 PyTree = Any
@@ -142,16 +143,16 @@ def restarted(
         overlap = jnp.matmul(kept_rows, kept_rows.conj().T, precision=HIGHEST)
         return 1.5 * kept_rows - 0.5 * jnp.matmul(overlap, kept_rows, precision=HIGHEST)
 
-    def rotated(coefficients: jax.Array, stack: PyTree, length: int) -> PyTree:
-        return vectors.pad(vectors.combine(coefficients, stack), length)
+    def rotated(coefficients: jax.Array, stack: PyTree, length: int, layout: Layout | None) -> PyTree:
+        return vectors.pad(vectors.combinations(coefficients, stack, layout), length)
 
     residual = vectors.rows(bases.right, bases.size, width)
     basis = jax.tree.map(lambda leaf: leaf[:room], bases.right)
     best = vectors.combine(ritz.right[:width], basis)
     on_right = chosen(ritz.right)
     on_left = on_right if task.hermitian else chosen(ritz.left)
-    right = rotated(on_right, basis, room + width)
-    left = None if task.hermitian else rotated(on_left, bases.left, room)
+    right = rotated(on_right, basis, room + width, task.sides.right)
+    left = None if task.hermitian else rotated(on_left, bases.left, room, task.sides.left)
     following = jax.lax.cond(
         begin | missed,
         lambda: (

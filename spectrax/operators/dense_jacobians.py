@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks
+from spectrax import checks, explicit_axes
 from spectrax.operators.jacobian import JacobianOperator, jacobian_operator
 from spectrax.operators.jacobian_chunks import ChunkOptions, Sampled, dense
 
@@ -48,8 +48,8 @@ def jacobian(
     Raises:
         TypeError: As `jacobian_operator` does; and in forward mode for a function with a `custom_vjp`.
         ValueError: If `mode` is not one of the three, `chunk_size` or `max_bytes` is below one, the smallest chunk
-            takes more than `max_bytes`, f looks like a network in training mode, or an array lies on a mesh with
-            explicit axes.
+            takes more than `max_bytes`, f looks like a network in training mode, or f closes over an array on a mesh
+            with explicit axes.
 
     Cost:
         min(m, n) products in mode "auto", mostly. The last chunk is a whole one and may take some lines again.
@@ -65,9 +65,13 @@ def jacobian(
         [[3.0, 2.0]]
     """
     options = chunk_options(mode, lines=chunk_size, max_bytes=max_bytes)
-    operator = checked_operator(function, x, args, mode, allow_training=allow_training)
-    one = jax.tree.map(lambda leaf: leaf[None], operator.point)
-    return _dense(Sampled(operator, (one, {}), of_point=True), options)[0]
+
+    def run(x: PyTree, args: tuple) -> jax.Array:
+        operator = checked_operator(function, x, args, mode, allow_training=allow_training)
+        one = jax.tree.map(lambda leaf: leaf[None], operator.point)
+        return _dense(Sampled(operator, (one, {}), of_point=True), options)[0]
+
+    return explicit_axes.replicated(run, x, args)
 
 
 def batched_jacobian(
@@ -98,8 +102,9 @@ def batched_jacobian(
         allow_training: As in `jacobian`.
 
     Returns:
-        The Jacobians, in the order of the samples. The rows of an output that is NaN are NaN, also where a unit counts
-        as switched off, with slope zero, because its comparison with NaN failed.
+        The Jacobians, in the order of the samples, and split over explicit axes as these are. The rows of an output
+        that is NaN are NaN, also where a unit counts as switched off, with slope zero, because its comparison with NaN
+        failed.
 
     Raises:
         TypeError: As `jacobian` does.
@@ -120,12 +125,16 @@ def batched_jacobian(
         [[[1.0]], [[1.0]]]
     """
     options = chunk_options(mode, samples=chunk_size, max_bytes=max_bytes)
-    sampled = sampled_jacobian(
-        function, xs, args, mode=mode, argnum=argnum, select=select, allow_training=allow_training
-    )
-    if sampled.count == 0:
-        return jnp.zeros((0, *sampled.operator.shape), sampled.operator.dtype)
-    return _dense(sampled, options)
+
+    def run(xs: PyTree, args: tuple) -> jax.Array:
+        sampled = sampled_jacobian(
+            function, xs, args, mode=mode, argnum=argnum, select=select, allow_training=allow_training
+        )
+        if sampled.count == 0:
+            return jnp.zeros((0, *sampled.operator.shape), sampled.operator.dtype)
+        return _dense(sampled, options)
+
+    return explicit_axes.with_automatic_axes(run, explicit_axes.leading_spec(xs), xs, args)
 
 
 def chunk_options(
@@ -179,7 +188,6 @@ def sampled_jacobian(
         ValueError: As `checked_operator`; or if the leading axes differ, or `argnum` or `select` chooses nothing.
     """
     xs = jax.tree.map(jnp.asarray, xs)
-    checks.automatic_axes("xs", xs)
     count = checks.leading_axis("xs", xs)
     if isinstance(argnum, bool) or not isinstance(argnum, int):
         raise TypeError(f"argnum must be an integer, got {argnum!r} of type {type(argnum).__name__}")
@@ -249,9 +257,8 @@ def checked_operator(
     Raises:
         TypeError: In forward mode for a function with a `custom_vjp`.
         ValueError: If f draws random numbers, reduces over a named axis, or returns or changes batch statistics; or if
-            an array lies on a mesh with explicit axes.
+            it closes over an array on a mesh with explicit axes.
     """
-    checks.automatic_axes("x or an argument", (x, args))
     try:
         operator = jacobian_operator(function, x, *args)
     except Exception as error:

@@ -124,10 +124,10 @@ class LinearOperator(abc.ABC):
 
     def fixed_block_products(self) -> tuple[MatVec, MatVec]:
         """Return the products with stacks of vectors, for where nothing is differentiated."""
-        if not self._is_wide or type(self)._block_products is not LinearOperator._block_products:
+        if type(self)._block_products is not LinearOperator._block_products:
             return self._block_products()
         matvec, rmatvec = self.loop_products()
-        return jax.vmap(matvec), jax.vmap(rmatvec)
+        return vectors.stacked(matvec), vectors.stacked(rmatvec)
 
     @property
     def _is_wide(self) -> bool:

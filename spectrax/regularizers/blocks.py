@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import vectors
+from spectrax import layouts, vectors
 from spectrax.operators import LinearOperator
 from spectrax.operators.convolution import ConvolutionOperator
 from spectrax.operators.precision import in_working_precision
@@ -153,8 +153,10 @@ def _square_factor(tall: LinearOperator) -> jax.Array:
     """Return a square matrix with the right singular vectors and the singular values of a tall operator."""
     dense = tall.to_dense(chunk_size=64)
     dense = dense.astype(vectors.working_dtype(dense.dtype))
-    if dense.shape[0] == dense.shape[1]:
-        return dense
+    return dense if dense.shape[0] == dense.shape[1] else layouts.on_every_device(_triangle, dense)
+
+
+def _triangle(dense: jax.Array) -> jax.Array:
     finite = jnp.all(jnp.isfinite(dense))
     return jnp.where(finite, jnp.linalg.qr(jnp.where(finite, dense, 0), mode="r"), jnp.nan)
 
@@ -167,7 +169,9 @@ def _renew_group(tasks: list[_Task]) -> tuple[jax.Array, jax.Array | None, jax.A
 
     def one(task):
         index, start, key = task
-        matrix = jax.lax.switch(index, factors)
+        return layouts.on_every_device(found, jax.lax.switch(index, factors), start, key)
+
+    def found(matrix, start, key):
         # the answer feeds a penalty: a relative residual of 1e-3 leaves relative errors of 1e-6 in the values
         tol = None if whole else 1e-3
         method = Dense() if whole else Lanczos(probe=False)

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks
+from spectrax import checks, explicit_axes
 from spectrax.operators import LinearOperator
-from spectrax.regularizers import following
+from spectrax.regularizers import following, meshes
 from spectrax.regularizers.blocks import Ritz, bottom_kind, needs_key, renew
 from spectrax.regularizers.maps import Maps, MatrixAxes
 from spectrax.regularizers.penalty import (
@@ -22,6 +22,7 @@ from spectrax.regularizers.penalty import (
     nothing_measured,
     options_of,
     own_key,
+    penalty_of,
     total,
 )
 from spectrax.spectrum import Dense, svds
@@ -67,7 +68,7 @@ def extremes_penalty(
         checks.number_in("tolerance", tolerance, 0, 0.5, low_open=True)
     options = options_of(maps, mask, batched, num_samples)
     build = _Extremes(value, ends, renew_every, tolerance, options)
-    return Penalty(build.init, build.apply, build.renew, build.kinds)
+    return penalty_of(build, functools.partial(_specs, options.maps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +202,11 @@ class _Extremes:
         # in the dtypes that the state began with, whatever those of the samples are
         measured = jax.tree.map(lambda old, new: new.astype(old.dtype), state.measurements, measured)
         return jnp.mean(values), state._replace(applied=state.applied + 1, measurements=measured)
+
+
+def _specs(maps: Maps, params: PyTree, state: PenaltyState) -> PenaltyState:
+    blocks, tracks = meshes.of_blocks(maps, params, state.blocks), meshes.of_tracks(maps, params, state.tracks)
+    return explicit_axes.replicated_specs(state)._replace(blocks=blocks, tracks=tracks)
 
 
 def condition(largest: jax.Array, smallest: jax.Array, size: int) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from spectrax import checks, vectors
 from spectrax.regularizers.maps import path_name
-from spectrax.regularizers.penalty import Penalty, PenaltyState, nothing_measured, own_key, total
+from spectrax.regularizers.penalty import Penalty, PenaltyState, nothing_measured, own_key, penalty_of, total
 
 PyTree = Any
 Factors = Mapping[str, jax.Array]
@@ -134,7 +134,7 @@ def _of_factors(value: Callable[[Factors], jax.Array], mask: Callable[[str], boo
         del batch
         return dict.fromkeys(factors(params), "exact")
 
-    return Penalty(init, apply, renew, kinds)
+    return penalty_of(Penalty(init, apply, renew, kinds))
 
 
 def _is_factors(tree: Any) -> bool:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spectrax import explicit_axes
 from spectrax.operators import LinearOperator, aslinearoperator, jacobian_operator
 
 PyTree = Any
@@ -65,6 +66,26 @@ class MatrixMaps:
         if not operators:
             raise ValueError("no parameter has two or more axes: there is no matrix to act on")
         return operators
+
+    def sides(self, params: PyTree) -> dict[str, tuple[tuple[int, Any], tuple[int, Any]]]:
+        """Return the lengths of both sides of each parameter's matrices, by path, and the mesh axes that split them.
+
+        A side that consists of several axes of the parameter is split where only the first of them is.
+        """
+        found = {}
+        for path, leaf in jax.tree.leaves_with_path(params):
+            own = _matrix_axes(path_name(path), leaf, self.axes)
+            if own is not None:
+                parts = (*explicit_axes.specs_of(leaf), *(None,) * leaf.ndim)
+                inputs, outputs = (
+                    (
+                        math.prod(leaf.shape[axis] for axis in side),
+                        parts[side[0]] if all(parts[axis] is None for axis in side[1:]) else None,
+                    )
+                    for side in own
+                )
+                found[path_name(path)] = (outputs, inputs)
+        return found
 
 
 def _separated(name: str, matrices: jax.Array) -> dict[str, LinearOperator]:
@@ -160,6 +181,23 @@ def matrices_of(name: str, leaf: jax.Array, axes: Axes) -> tuple[jax.Array, Call
     Raises:
         ValueError: If the axes are not known, not there or not disjoint.
     """
+    own = _matrix_axes(name, leaf, axes)
+    if own is None:
+        return None
+    inputs, outputs = own
+    order = (*(axis for axis in range(leaf.ndim) if axis not in inputs + outputs), *outputs, *inputs)
+    moved = leaf.transpose(order)
+    batch = moved.shape[: leaf.ndim - len(inputs) - len(outputs)]
+    matrices = moved.reshape(*batch, math.prod(leaf.shape[axis] for axis in outputs), -1)
+
+    def back(stack: jax.Array) -> jax.Array:
+        return stack.reshape(moved.shape).transpose([order.index(axis) for axis in range(leaf.ndim)])
+
+    return matrices, back
+
+
+def _matrix_axes(name: str, leaf: jax.Array, axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the axes of a parameter that are the input of its matrices, and the output's; None where it has none."""
     if jnp.ndim(leaf) < 2 or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return None
     if axes is None and leaf.ndim > 2:
@@ -170,15 +208,7 @@ def matrices_of(name: str, leaf: jax.Array, axes: Axes) -> tuple[jax.Array, Call
     inputs, outputs = _axes(chosen.reduction_axes, leaf.ndim, name), _axes(chosen.output_axes, leaf.ndim, name)
     if set(inputs) & set(outputs) or not inputs or not outputs:
         raise ValueError(f"reduction_axes and output_axes must be disjoint and non-empty, got {chosen}")
-    order = (*(axis for axis in range(leaf.ndim) if axis not in inputs + outputs), *outputs, *inputs)
-    moved = leaf.transpose(order)
-    batch = moved.shape[: leaf.ndim - len(inputs) - len(outputs)]
-    matrices = moved.reshape(*batch, math.prod(leaf.shape[axis] for axis in outputs), -1)
-
-    def back(stack: jax.Array) -> jax.Array:
-        return stack.reshape(moved.shape).transpose([order.index(axis) for axis in range(leaf.ndim)])
-
-    return matrices, back
+    return inputs, outputs
 
 
 def _axes(axes: int | tuple[int, ...], ndim: int, name: str) -> tuple[int, ...]:

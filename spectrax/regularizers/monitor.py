@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from spectrax import checks, spectrum
+from spectrax import checks, explicit_axes, spectrum
 from spectrax.operators import LinearOperator
 from spectrax.operators.precision import in_working_precision
+from spectrax.regularizers import meshes
 from spectrax.regularizers.blocks import Blocks, bottom_kind, needs_key, renew, ritz
 from spectrax.regularizers.extremes import condition
 from spectrax.regularizers.maps import Maps, MatrixAxes
@@ -127,8 +129,17 @@ def spectrum_monitor(
     """
     for name, value in (("every", every), ("block_size", block_size), ("renew_every", renew_every)):
         checks.positive_integer(name, value)
-    build = _Monitor(options_of(maps, mask, False, None).operators, every, block_size, renew_every, effective_rank)
-    return Monitor(build.init, build.update)
+    options = options_of(maps, mask, False, None)
+    build = _Monitor(options.operators, every, block_size, renew_every, effective_rank)
+    rule = functools.partial(_specs, options.maps)
+    return Monitor(
+        explicit_axes.with_init_specs(build.init, rule),
+        explicit_axes.with_specs(build.update, lambda params, state: (PartitionSpec(), explicit_axes.specs_of(state))),
+    )
+
+
+def _specs(maps: Maps, params: PyTree, state: MonitorState) -> MonitorState:
+    return explicit_axes.replicated_specs(state)._replace(blocks=meshes.of_blocks(maps, params, state.blocks))
 
 
 @dataclasses.dataclass(frozen=True)

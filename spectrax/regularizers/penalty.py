@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from spectrax import checks
+from spectrax import checks, explicit_axes
 from spectrax.operators import LinearOperator
 from spectrax.regularizers.blocks import Blocks
 from spectrax.regularizers.maps import Maps, MatrixAxes, matrix_maps
@@ -76,6 +77,46 @@ class Penalty(NamedTuple):
     apply: Callable[..., tuple[jax.Array, PenaltyState]]
     renew: Callable[..., PenaltyState]
     kinds: Callable[..., dict[str, str]]
+
+
+Rule = Callable[[PyTree, PenaltyState], PenaltyState]
+
+
+class Build(Protocol):
+    """The functions of a penalty, for arrays on one device or on automatic axes."""
+
+    @property
+    def init(self) -> Callable[..., PenaltyState]: ...
+
+    @property
+    def apply(self) -> Callable[..., tuple[jax.Array, PenaltyState]]: ...
+
+    @property
+    def renew(self) -> Callable[..., PenaltyState]: ...
+
+    @property
+    def kinds(self) -> Callable[..., dict[str, str]]: ...
+
+
+def penalty_of(build: Build, rule: Rule = lambda params, state: explicit_axes.replicated_specs(state)) -> Penalty:
+    """Return a penalty whose functions take parameters on any mesh.
+
+    Args:
+        build: The functions.
+        rule: A function of the parameters and of the first state that gives the specs of that state's arrays on a mesh
+            with explicit axes.
+
+    Returns:
+        The penalty. Its value is a copy on each device, and its state keeps the shardings that it came with.
+    """
+    return Penalty(
+        explicit_axes.with_init_specs(build.init, rule),
+        explicit_axes.with_specs(
+            build.apply, lambda params, state, **_: (PartitionSpec(), explicit_axes.specs_of(state))
+        ),
+        explicit_axes.with_specs(build.renew, lambda params, state: explicit_axes.specs_of(state)),
+        explicit_axes.with_init_specs(build.kinds),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

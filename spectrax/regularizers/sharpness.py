@@ -7,11 +7,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from spectrax import checks, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.operators.curvature_products import gauss_newton_product, hessian_product
 from spectrax.regularizers.blocks import Blocks
-from spectrax.regularizers.penalty import Penalty, PenaltyState, accepted, check_key, nothing_measured, own_key
+from spectrax.regularizers.penalty import (
+    Penalty,
+    PenaltyState,
+    accepted,
+    check_key,
+    nothing_measured,
+    own_key,
+    penalty_of,
+)
 from spectrax.spectrum import Lanczos, eigsh
 
 PyTree = Any
@@ -66,7 +75,7 @@ def sharpness_penalty(
     if num_steps < 2:
         raise ValueError(f"num_steps must be at least 2, got {num_steps}")
     build = _Sharpness(loss, model, int(num_steps))
-    return Penalty(build.init, build.apply, build.renew, build.kinds)
+    return penalty_of(build, _specs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +137,13 @@ class _Sharpness:
         model = functools.partial(self.model, **accepted(self.model, batch))
         loss = functools.partial(self.loss, **accepted(self.loss, batch))
         return gauss_newton_product(lambda leaves: model(merged(leaves)), loss, point, v)
+
+
+def _specs(params: PyTree, state: PenaltyState) -> PenaltyState:
+    block = state.blocks[_NAME]
+    top = [PartitionSpec(None, *spec) for spec in explicit_axes.specs_of(_split(params)[0])]
+    blocks = {_NAME: explicit_axes.replicated_specs(block)._replace(top=top)}
+    return explicit_axes.replicated_specs(state)._replace(blocks=blocks)
 
 
 def _split(params: PyTree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], PyTree]]:

@@ -17,6 +17,7 @@ from spectrax.regularizers.penalty import (
     nothing_measured,
     options_of,
     own_key,
+    penalty_of,
     total,
 )
 
@@ -49,7 +50,7 @@ def sum_penalty(
         The penalty's functions. No singular value is measured: all measurements are NaN.
     """
     build = _Sum(value, random, combine, options_of(maps, mask, batched, num_samples))
-    return Penalty(build.init, build.apply, build.renew, build.kinds)
+    return penalty_of(build)
 
 
 @dataclasses.dataclass(frozen=True)

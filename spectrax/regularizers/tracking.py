@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import vectors
+from spectrax import layouts, vectors
 from spectrax.regularizers.improvement import Factor, improve, lower_factor
 from spectrax.regularizers.triplets import (
     Followed,
@@ -30,7 +30,9 @@ FACTOR_SIDE = 1024  # shorter side up to which a factor is kept from step to ste
 _LOOK_EVERY = 8  # steps, at most, between two looks outside the vectors
 _JUMP = 4.0  # a change that is this many times the usual one asks for a new factor
 _SKETCH = 2  # vectors by which changes are measured
-_UNROLLED = 16  # so many matrices of one shape are looked at one by one
+_UNROLLED = 16  # so many matrices of one shape are multiplied with one by one
+
+_Parts = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Track(NamedTuple):
@@ -100,13 +102,21 @@ def followed(matrices: list[jax.Array], top: jax.Array, bottom: jax.Array | None
     Cost:
         Products with all vectors and two more, and with two or three left ones.
     """
+    count = len(matrices)
+    probes = jnp.broadcast_to(_probes(matrices[0]), (count, _SKETCH, matrices[0].shape[1]))
+    basis = jnp.concatenate([part for part in (top, bottom, probes) if part is not None], 1)
+    images = _each(lambda rows, matrix: vectors.matmul(rows, matrix.T), basis, matrices)
+    found, chosen = layouts.on_every_device(_on_blocks, images, top, bottom)
+    rows = _each(lambda rows, matrix: vectors.matmul(rows.conj(), matrix).conj(), chosen[0], matrices)
+    return layouts.on_every_device(_judged, found, chosen, rows, images[:, -_SKETCH:])
+
+
+def _each(product: Callable[[jax.Array, jax.Array], jax.Array], rows: jax.Array, matrices: list[jax.Array]):
+    """Return the product of each of the stacks of rows with its own matrix."""
     if len(matrices) > _UNROLLED:
-        in_axes = (0, 0, None if bottom is None else 0)
-        return jax.vmap(_look_at, in_axes=in_axes)(jnp.stack(matrices), top, bottom)
+        return jax.vmap(product)(rows, jnp.stack(matrices))
     # one by one no matrix has to be copied, as a stack of transposed parameters would be
-    each = [_look_at(matrix, *jax.tree.map(lambda rows, i=i: rows[i], (top, bottom)))
-            for i, matrix in enumerate(matrices)]  # fmt: skip
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
+    return jnp.stack([product(own, matrix) for own, matrix in zip(rows, matrices, strict=True)])
 
 
 def improved(
@@ -202,21 +212,43 @@ def _observed(sketch: jax.Array, track: Track, least: jax.Array, share: float) -
     return Track(older, sketch, usual, unseen), jumped & moved
 
 
-def _look_at(matrix: jax.Array, top: jax.Array, bottom: jax.Array | None) -> Seen:
-    """Return the triplets on both blocks, and what else is seen of a matrix."""
+@jax.vmap
+def _on_blocks(images: jax.Array, top: jax.Array, bottom: jax.Array | None) -> tuple[list[_Parts], _Parts]:
+    """Return the triplets of a matrix on both blocks, and those of which it is asked how far they are off.
+
+    These are the outermost ones, and the innermost one at the top.
+
+    Args:
+        images: Of the blocks' vectors and of two more, as rows.
+        top: Right vectors as rows.
+        bottom: The same for the smallest values, or None.
+    """
     blocks = [top] if bottom is None else [top, bottom]
-    ends = np.cumsum([block.shape[0] for block in blocks])
-    *images, sketch = jnp.split(vectors.matmul(jnp.concatenate([*blocks, _probes(matrix)]), matrix.T), ends)
+    *parts, sketch = jnp.split(images, np.cumsum([block.shape[0] for block in blocks]))
     finite = jnp.all(jnp.isfinite(sketch))
     found = []
-    for image, block in zip(images, blocks, strict=True):
+    for image, block in zip(parts, blocks, strict=True):
         u, s, v = on_span(jnp.where(finite, image, 0), block)
         found.append((u, jnp.where(finite, s, jnp.nan), v))
     u, s, v = found[0]
-    # the outermost triplets, and the innermost one at the top
     chosen = [tuple(part[-end] for part in parts) for end, parts in enumerate(found)] + [(u[-1], s[-1], v[-1])]
     left, values, right = (jnp.stack(parts) for parts in zip(*chosen, strict=True))
-    rows = vectors.matmul(left.conj(), matrix).conj() - values[:, None].astype(v.dtype) * right
+    return found, (left, values, right)
+
+
+@jax.vmap
+def _judged(found: list[_Parts], chosen: _Parts, rows: jax.Array, sketch: jax.Array) -> Seen:
+    """Return the triplets with their errors, and what else is seen of a matrix.
+
+    Args:
+        found: The triplets on the blocks.
+        chosen: Some of them.
+        rows: A^H u for the left vectors of these.
+        sketch: The products with two fixed random vectors.
+    """
+    u, s, v = found[0]
+    _, values, right = chosen
+    rows = rows - values[:, None].astype(v.dtype) * right
     residuals = lengths(rows, s[0])
     onward = rows[-1] + s[-1].astype(v.dtype) * v[-1]  # A^H u: a step of power iteration
     length = lengths(onward[None], s[0])[0]
@@ -227,7 +259,7 @@ def _look_at(matrix: jax.Array, top: jax.Array, bottom: jax.Array | None) -> See
         for end, (u, s, v) in enumerate(found)
     ]
     at_bottom = None
-    if bottom is not None:
-        error = unless_at_round_off(triplets[1].error, triplets[1].s, s[0], matrix.shape)
+    if len(found) > 1:
+        error = unless_at_round_off(triplets[1].error, triplets[1].s, s[0], (u.shape[-1], v.shape[-1]))
         at_bottom = triplets[1]._replace(error=error)
     return Seen(Followed(triplets[0], at_bottom), jnp.concatenate([v[:-1], onward[None]]), sketch)

@@ -72,8 +72,9 @@ def _davidson(plan: Plan, method: Davidson, operator: LinearOperator, key, v0, p
     matvec, rmatvec = tall.loop_products()
     precondition = None if preconditioner is None else preconditioner.loop_products()[0]
     start = starting_block(key, v0, tall.in_struct, 1 if v0 is None else vectors.count(v0))
+    task = plan.task(tol=plan.tol / 2, round_off=plan.round_off / 2, probe=True)
     found = krylov.smallest_triplets(
-        plan.task(tol=plan.tol / 2, round_off=plan.round_off / 2, probe=True),
+        task._replace(sides=layouts.sides_of(tall.in_struct, tall.out_struct)),
         matvec, rmatvec, precondition, start, tall.out_struct, key,
     )  # fmt: skip
     left, right = (found.right, found.left) if wide else (found.left, found.right)
@@ -110,7 +111,7 @@ def _lanczos(plan: Plan, method: Lanczos, operator: LinearOperator, key: Any, v0
     matvec, rmatvec = tall.loop_products()
     task = plan.recurrence_task._replace(sides=layouts.sides_of(tall.in_struct, tall.out_struct))
     found = krylov.singular_triplets(
-        task, krylov.stacked(matvec), krylov.stacked(rmatvec),
+        task, vectors.stacked(matvec), vectors.stacked(rmatvec),
         starting_block(key, v0, tall.in_struct, plan.block_size), tall.out_struct, key,
     )  # fmt: skip
     return concluded(plan, operator, found)

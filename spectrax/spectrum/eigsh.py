@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from spectrax import checks, krylov, layouts, vectors
+from spectrax import checks, explicit_axes, krylov, layouts, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -118,7 +118,7 @@ def eigsh(
     one: Any = PartitionSpec()
     x = layouts.stack_specs(operator.in_struct)
     specs = EighResult(one, eigenvectors=x, residuals=one, converged=one, num_matvecs=one, status=one)
-    result = layouts.with_automatic_axes(functools.partial(_jitted, plan), specs, operator, key, v0)
+    result = explicit_axes.with_automatic_axes(functools.partial(_jitted, plan), specs, operator, key, v0)
     return raise_unless_successful(result) if throw else result
 
 
@@ -157,7 +157,7 @@ def _decompose(plan: Plan, operator: LinearOperator, key: Any, v0: PyTree) -> Ei
     matvec, _ = operator.loop_products()
     task = plan.recurrence_task._replace(sides=layouts.sides_of(operator.in_struct, operator.out_struct))
     found = krylov.eigenpairs(
-        task, krylov.stacked(matvec),
+        task, vectors.stacked(matvec),
         starting_block(key, v0, operator.in_struct, plan.block_size), key,
     )  # fmt: skip
     return concluded(plan, operator, found)
@@ -203,8 +203,9 @@ def _with_residuals(plan: Plan, operator, values, rows, largest, count, finite) 
     order = jnp.argsort(-jnp.abs(values) if plan.which == "largest_magnitude" else -values)
     values, rows = jax.tree.map(lambda leaf: leaf[order], (values, rows))
     rows = layouts.constrain(rows, layouts.layout_of(operator.in_struct), stacked=True)
-    image = operator.matmat(rows)
-    adjoint_image = image if operator.hermitian else operator.rmatmat(rows)
+    matmat, rmatmat = operator.fixed_block_products()
+    image = matmat(rows)
+    adjoint_image = image if operator.hermitian else rmatmat(rows)
     difference = vectors.stack_norms(vectors.subtract(image, adjoint_image))
     residuals = vectors.stack_norms(vectors.subtract(image, vectors.scale_rows(values, rows)))
     products = 1 if operator.hermitian else 2

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, layouts, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -85,7 +85,7 @@ def frobenius_norm(
         )
     else:
         run = functools.partial(_estimated, num_probes=num_probes)
-        value, lower, upper = layouts.replicated(run, operator, key)
+        value, lower, upper = explicit_axes.replicated(run, operator, key)
         lower, upper = lower * (1 - round_off(operator)), upper * (1 + round_off(operator))
         quantity = Quantity(value, lower, upper, status_of(jnp.isfinite(value)), kind="estimate")
     return quantity if full else value_or_nan(quantity)
@@ -93,7 +93,7 @@ def frobenius_norm(
 
 def exact_norm(operator: LinearOperator) -> Quantity:
     """Return the Frobenius norm of an operator of at least 32 bits that is made dense, of kind "exact"."""
-    value = layouts.replicated(_exact, operator)
+    value = explicit_axes.replicated(_exact, operator)
     # the error of sums over rows and then over columns, term by term
     error = (4 + sum(operator.shape) / 4) * vectors.eps((operator.in_struct, operator.out_struct))
     margin = jax.lax.stop_gradient(error * value)

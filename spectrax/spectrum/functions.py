@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, layouts, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.programs.hoisting import Direct, Program, hoist
@@ -92,7 +92,7 @@ def spectral_function(
     hoisted = hoist(f, jax.ShapeDtypeStruct((), vectors.real_dtype(operator.dtype)))
     check_real_scalar(hoisted.out_struct)
     run = functools.partial(_jitted, _Elementwise(hoisted.program))
-    totals, largest = layouts.replicated(run, hoisted.consts, operator)
+    totals, largest = explicit_axes.replicated(run, hoisted.consts, operator)
     if not full:
         return totals[0]
     status = status_of(jnp.isfinite(largest) & ~jnp.isnan(totals[0]))
@@ -141,7 +141,7 @@ def relative_sums(summands: Callable[[jax.Array], jax.Array], operator: LinearOp
     Returns:
         The sums, shape (k,), all of f(0) for a zero matrix; and s_1, NaN where the operator is not finite.
     """
-    return layouts.replicated(functools.partial(_jitted_relative, _Relative(summands)), operator)
+    return explicit_axes.replicated(functools.partial(_jitted_relative, _Relative(summands)), operator)
 
 
 def power_of_two(matrix: jax.Array) -> jax.Array:

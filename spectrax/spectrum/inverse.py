@@ -60,6 +60,16 @@ class SmallestTriplets(NamedTuple):
     breakdowns: jax.Array
 
 
+class _Attempt(NamedTuple):
+    """A factorisation that may have to be taken once more."""
+
+    count: jax.Array
+    done: jax.Array
+    q: householder.Reflectors
+    r: jax.Array
+    largest: jax.Array
+
+
 class _Deflation(NamedTuple):
     """Singular vectors of R that were found already, the smallest values first; rows that are not in use are zero."""
 
@@ -161,21 +171,31 @@ def dense_factors(tall: jax.Array, key: jax.Array) -> Factorization:
         A QR factorisation, 2 m n^2 - 2 n^3 / 3 flops, and m n + n^2 entries; twice that where R is singular.
     """
     m, n = tall.shape
-    q, r = householder.factorize(tall)
     eps = jnp.finfo(tall.dtype).eps
-    vector = krylov.random_stack(jax.random.fold_in(key, 2), jax.ShapeDtypeStruct((1,), r.dtype), n)
-    solution = jax.lax.linalg.triangular_solve(r, vector, left_side=True)
-    for factor in (r, r.conj().T, r):  # power iteration
-        vector = jnp.matmul(factor, vectors.divide(vector, vectors.norm(vector)), precision=vectors.HIGHEST)
-    largest = jnp.maximum(vectors.norm(vector), vectors.norm(r) / math.sqrt(n))
-    regular = vectors.norm(solution) * (eps * largest) < 1  # false for NaN, too
+    probe = krylov.random_stack(jax.random.fold_in(key, 2), jax.ShapeDtypeStruct((1,), tall.dtype), n)
 
-    def perturbed():
+    def perturbed(largest: jax.Array) -> jax.Array:
         size = eps / (2 * math.sqrt(m)) * jnp.where(largest > 0, largest, 1)
         noise = vectors.normal(jax.random.fold_in(key, 3), jax.ShapeDtypeStruct((m, n), tall.dtype))
-        return householder.factorize(tall + size.astype(tall.dtype) * noise)
+        return tall + size.astype(tall.dtype) * noise
 
-    q, r = jax.lax.cond(regular, lambda: (q, r), perturbed)
+    def factorized(state: _Attempt) -> _Attempt:
+        again = state.count > 0
+        q, r = householder.factorize(jax.lax.cond(again, perturbed, lambda _: tall, state.largest))
+        solution = jax.lax.linalg.triangular_solve(r, probe, left_side=True)
+        vector = probe
+        for factor in (r, r.conj().T, r):  # power iteration
+            vector = jnp.matmul(factor, vectors.divide(vector, vectors.norm(vector)), precision=vectors.HIGHEST)
+        largest = jnp.maximum(vectors.norm(vector), vectors.norm(r) / math.sqrt(n))
+        largest = jnp.where(again, state.largest, largest)
+        regular = vectors.norm(solution) * (eps * largest) < 1  # false for NaN, too
+        return _Attempt(state.count + 1, again | regular, q, r, largest)
+
+    q, r = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(householder.factorize, tall))
+    largest = jnp.zeros((), vectors.real_dtype(tall.dtype))
+    begun = _Attempt(jnp.zeros((), jnp.int32), jnp.zeros((), bool), q, r, largest)
+    # a loop, although it runs once as a rule: one copy of a factorisation halves the time that a TPU's compiler takes
+    _, _, q, r, largest = jax.lax.while_loop(lambda state: ~state.done, factorized, begun)
     r = r / jnp.where(largest > 0, largest, 1).astype(r.dtype)
 
     def solve(b: jax.Array) -> jax.Array:

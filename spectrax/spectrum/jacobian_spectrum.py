@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.operators.dense_jacobians import chunk_options, sampled_jacobian
 from spectrax.operators.jacobian_chunks import ChunkOptions, Chunks, Lines, Sampled, lines_of, over_groups, over_lines
 from spectrax.operators.precision import in_working_precision
@@ -98,8 +98,8 @@ def jacobian_spectrum(
         key: Likewise; every sample gets a key of its own.
 
     Returns:
-        The statistics. All are exact to round-off where the matrices were made dense; with `k` see `svds` and
-        `condition_number`.
+        The statistics, split over explicit axes as the samples are. All are exact to round-off where the matrices were
+        made dense; with `k` see `svds` and `condition_number`.
 
     Raises:
         TypeError: As `batched_jacobian`.
@@ -124,16 +124,28 @@ def jacobian_spectrum(
     """
     chunks = chunk_options(mode, samples=chunk_size, max_bytes=max_bytes)
     wanted = _wanted(statistics, k)
-    sampled = sampled_jacobian(
-        function, xs, args, mode=mode, argnum=argnum, select=select, allow_training=allow_training
-    )
+    limits = {"method": method, "tol": tol, "max_matvecs": max_matvecs}
+
+    def run(xs: PyTree, args: tuple, key: jax.Array | None) -> JacobianSpectrum:
+        sampled = sampled_jacobian(
+            function, xs, args, mode=mode, argnum=argnum, select=select, allow_training=allow_training
+        )
+        return _statistics(sampled, chunks, wanted, k, limits, key)
+
+    return explicit_axes.with_automatic_axes(run, explicit_axes.leading_spec(xs), xs, args, key)
+
+
+def _statistics(
+    sampled: Sampled, chunks: ChunkOptions, wanted: frozenset[str], k: int | None, limits: dict[str, Any],
+    key: jax.Array | None,
+) -> JacobianSpectrum:  # fmt: skip
     shape = sampled.operator.shape
     if k is None:
-        unused = {"method": method != "auto", "tol": tol is not None, "max_matvecs": max_matvecs is not None}
-        given = [name for name, is_given in unused.items() if is_given]
+        unused = {"method": "auto", "tol": None, "max_matvecs": None}
+        given = [name for name, value in limits.items() if value != unused[name]]
         if given:
             raise ValueError(f"{', '.join(given)} is for svds, which is used where k is given")
-        if wanted != {"frobenius_norm"} and max_bytes is None and not can_be_dense(shape):
+        if wanted != {"frobenius_norm"} and chunks.max_bytes is None and not can_be_dense(shape):
             raise ValueError(
                 f"a Jacobian of shape {shape} is above the limits of {FACTORIZED_SIDE} on the shorter side and "
                 f"{FACTORIZED_ENTRIES} on the entries: give max_bytes= to have it made dense nevertheless, k= for some "
@@ -142,12 +154,12 @@ def jacobian_spectrum(
         options = _Options(chunks, wanted)
         return _dense_statistics(sampled, options)
     checks.positive_integer("k", k)
-    if max_bytes is not None or "rank" in wanted:
+    if chunks.max_bytes is not None or "rank" in wanted:
         raise ValueError("with k=, the Jacobians are not made dense: there is no max_bytes and no rank")
     if key is None:
         raise ValueError("with k=, jacobian_spectrum needs key= (for instance jax.random.key(0))")
     checks.key("key", key)
-    return _iterative_statistics(sampled, key, _Options(chunks, wanted, k, method, tol, max_matvecs))
+    return _iterative_statistics(sampled, key, _Options(chunks, wanted, k, **limits))
 
 
 def _wanted(statistics: str | Iterable[str], k: int | None) -> frozenset[str]:

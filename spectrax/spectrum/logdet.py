@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import checks, krylov, layouts, vectors
+from spectrax import checks, explicit_axes, krylov, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -116,7 +116,7 @@ def logdet(
     eps = own_eps(given, operator)
     if isinstance(method, Dense):
         method.check_size(operator)
-        quantity = layouts.replicated(functools.partial(_by_cholesky, round_off_floor(operator, eps)), operator)
+        quantity = explicit_axes.replicated(functools.partial(_by_cholesky, round_off_floor(operator, eps)), operator)
         return quantity if full else quantity.value
     if key is None:
         raise ValueError(
@@ -128,7 +128,7 @@ def logdet(
         "eigenvalues", method.num_probes, min(method.num_steps, operator.shape[0]), method.batch_size, eps
     )
     run = functools.partial(_jitted, plan, level)
-    value, lower, upper, status = layouts.replicated(run, operator, key)
+    value, lower, upper, status = explicit_axes.replicated(run, operator, key)
     return Quantity(value, lower, upper, status, kind="estimate") if full else value
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, layouts, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -79,7 +79,7 @@ def spectral_norm_bound(
         raise ValueError("failure_probability must lie in (0, 1), got 1")
     side = min(operator.shape)
     run = functools.partial(_largest_ritz_value, num_steps=min(num_steps, side))
-    ritz, finite = layouts.replicated(run, operator, key)
+    ritz, finite = explicit_axes.replicated(run, operator, key)
     share = _missing_share(side, num_steps, failure_probability, is_complex=vectors.is_complex(operator.dtype))
     round_off = round_off_floor(operator, own_eps(given, operator))
     lower = ritz * (1 - round_off)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import checks, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.convolution import ConvolutionGeometry
 from spectrax.operators.linear_operator import register
@@ -106,9 +106,8 @@ def from_matrix(nearby: Any, /) -> LinearOperator:
         Eldén & Simoncini 2002 (doi:10.1137/S0895479899358595) on inexact inverse iteration with a fixed factor.
     """
     operator = in_working_precision(aslinearoperator(nearby))
-    checks.automatic_axes("the nearby matrix", operator)
-    tall = _tall(operator)
-    return TriangularInverse(_safe_factor(tall.to_dense()), tall.in_struct)
+    factor = explicit_axes.replicated(lambda operator: _safe_factor(_tall(operator).to_dense()), operator)
+    return TriangularInverse(factor, _tall(operator).in_struct)
 
 
 def sketched(A: Any, /, key: jax.Array, *, chunk_size: int = 256) -> LinearOperator:
@@ -151,9 +150,10 @@ def sketched(A: Any, /, key: jax.Array, *, chunk_size: int = 256) -> LinearOpera
     checks.key("key", key)
     checks.positive_integer("chunk_size", chunk_size)
     operator = in_working_precision(aslinearoperator(A))
-    checks.automatic_axes("the operator", operator)
-    tall = _tall(operator)
-    return TriangularInverse(_safe_factor(_sketch(tall, key, chunk_size)), tall.in_struct)
+    factor = explicit_axes.replicated(
+        lambda operator, key: _safe_factor(_sketch(_tall(operator), key, chunk_size)), operator, key
+    )
+    return TriangularInverse(factor, _tall(operator).in_struct)
 
 
 def circulant(A: Any, /) -> LinearOperator:
@@ -206,8 +206,12 @@ def circulant(A: Any, /) -> LinearOperator:
     m, n = operator.shape
     shape = geometry.input_shape if m >= n else geometry.output_shape
     real = not vectors.is_complex(kernel.dtype)
-    parts = grouped(kernel, geometry.feature_group_count)
-    inverse = _inverse_symbols(parts, shape[:-1], geometry, real, of_input=m >= n)
+
+    def inverse_symbols(kernel: jax.Array) -> jax.Array:
+        parts = grouped(kernel, geometry.feature_group_count)
+        return _inverse_symbols(parts, shape[:-1], geometry, real, of_input=m >= n)
+
+    inverse = explicit_axes.replicated(inverse_symbols, kernel)
     return CirculantInverse(inverse, real, jax.ShapeDtypeStruct(shape, kernel.dtype))
 
 

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import checks, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.results import Quantity, Status
 from spectrax.spectrum.functions import power_of_two
 from spectrax.spectrum.graded import distance_from_diagonal, graded_product, orthogonal_rows
@@ -119,8 +119,11 @@ def product_log_singular_values(factors: Any, /) -> ProductSingularValues:
         Solna & Van Dooren 2000 (doi:10.1137/S0895479897325578) for QR through the factors; Demmel & Veselic 1992
         (doi:10.1137/0613074) for Jacobi rotations of graded columns.
     """
+    return explicit_axes.replicated(_of_factors, factors if hasattr(factors, "ndim") else list(factors))
+
+
+def _of_factors(factors: Any) -> ProductSingularValues:
     chain = _chain(factors)
-    checks.automatic_axes("the factors", chain)
     log_values, error, rank, status = _jitted(chain)
     missing = min(chain[0].shape[2], chain[-1].shape[1]) - log_values.shape[0]
     log_values = jnp.pad(log_values, (0, missing), constant_values=-jnp.inf)

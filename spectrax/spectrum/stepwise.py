@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import checks, krylov, layouts, vectors
+from spectrax import checks, explicit_axes, krylov, layouts, vectors
 from spectrax.krylov import bidiagonalization, extremes, tridiagonalization
 from spectrax.krylov import search as searching
 from spectrax.krylov.factorization import Factorization
@@ -103,7 +103,7 @@ class Stepwise(abc.ABC, Generic[State, Result]):
             Numbers that are the same for the same operator but for round-off.
         """
         sample = _sample if isinstance(self.operator, HostOperator) else _sample_at_once
-        return [float(number) for number in sample(self.operator, self.key)]
+        return [float(number) for number in explicit_axes.replicated(sample, self.operator, self.key)]
 
 
 class StepwiseSearch(Stepwise[Search, Result]):
@@ -117,20 +117,33 @@ class StepwiseSearch(Stepwise[Search, Result]):
     def init(self) -> Search:
         tall = tall_side(self.operator)
         structs = FrozenTree((tall.in_struct, tall.out_struct))
-        return _init(self._task, self.plan.block_size, structs, self.key, self.v0)
+        run = functools.partial(_init, self._task, self.plan.block_size, structs)
+
+        def specs(state: Search) -> Search:
+            right, left = (layouts.stack_specs(struct) for struct in structs.tree)
+            bases = explicit_axes.replicated_specs(state.bases)._replace(
+                right=right, left=None if self.hermitian else left
+            )
+            return explicit_axes.replicated_specs(state)._replace(bases=bases)
+
+        return explicit_axes.with_automatic_axes(
+            lambda operator, *given: run(*given), specs, self.operator, self.key, self.v0
+        )
 
     def advance(self, state: Search) -> Search:
         if isinstance(self.operator, HostOperator):
             block = vectors.rows(state.bases.right, state.bases.size, self.plan.block_size)
             return _with_image(self._task, state, self.operator.matmat(block))
-        return _advance(self._task, self.operator, state)
+        run = functools.partial(_advance, self._task)
+        return explicit_axes.with_automatic_axes(run, lambda _: explicit_axes.specs_of(state), self.operator, state)
 
     def done(self, state: Search) -> bool:
         return bool(state.done)
 
     def result(self, state: Search) -> Result:
         conclude = _concluded if isinstance(self.operator, HostOperator) else _concluded_at_once
-        return conclude(self.plan, self._task, self.operator, state)
+        run = functools.partial(conclude, self.plan, self._task)
+        return explicit_axes.with_automatic_axes(run, self._specs, self.operator, state)
 
     def metrics(self, state: Search) -> dict[str, Any]:
         per_step = 1 if self.hermitian else 2
@@ -148,6 +161,11 @@ class StepwiseSearch(Stepwise[Search, Result]):
     def sample(self) -> list[float]:
         start = [] if self.v0 is None else np.asarray(vectors.stack_norms(self.v0)).tolist()
         return super().sample() + start
+
+    def _specs(self, result: Any) -> Any:
+        right, left = (layouts.stack_specs(side) for side in (self.operator.in_struct, self.operator.out_struct))
+        sides = {"eigenvectors": right} if self.hermitian else {"u": left, "v": right}
+        return explicit_axes.replicated_specs(result)._replace(**sides)
 
     @property
     def _task(self) -> krylov.Task:
@@ -276,7 +294,7 @@ def _lanczos(method: Lanczos | None) -> Lanczos:
 
 def _search(given, operator, k, which, key, method, tol, max_matvecs, v0, *, hermitian: bool) -> StepwiseSearch:
     checks.key("key", key)
-    checks.automatic_axes("the operator", operator)
+    check_axes(operator)
     if v0 is not None:
         v0 = decomposition.stack_of(v0, tall_side(operator).in_struct)
     plan = plan_of(
@@ -284,6 +302,12 @@ def _search(given, operator, k, which, key, method, tol, max_matvecs, v0, *, her
         start_count=0 if v0 is None else vectors.count(v0), products_per_step=1 if hermitian else 2,
     )  # fmt: skip
     return StepwiseSearch(plan, operator, key, v0, hermitian=hermitian)
+
+
+def check_axes(operator: LinearOperator) -> None:
+    """Raise `ValueError` if an operator whose products run on the host has arrays on a mesh with explicit axes."""
+    if isinstance(operator, HostOperator):
+        checks.automatic_axes("the operator over the batches of an iterator", operator)
 
 
 def tall_side(operator: LinearOperator) -> LinearOperator:
@@ -300,7 +324,7 @@ def _init(task: krylov.Task, block_size: int, structs: FrozenTree, key: jax.Arra
 
 @functools.partial(jax.jit, static_argnums=0)
 def _advance(task: krylov.Task, operator: LinearOperator, state: Search) -> Search:
-    matvec, rmatvec = (krylov.stacked(product) for product in tall_side(operator).loop_products())
+    matvec, rmatvec = (vectors.stacked(product) for product in tall_side(operator).loop_products())
 
     def step(bases: Factorization) -> Factorization:
         if task.hermitian:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, krylov, layouts, vectors
+from spectrax import checks, explicit_axes, layouts, vectors
 from spectrax.krylov import quadrature
 from spectrax.krylov.factorization import Factorization
 from spectrax.operators import HostOperator, LinearOperator, aslinearoperator
@@ -14,7 +14,7 @@ from spectrax.operators.precision import in_working_precision
 from spectrax.programs.hoisting import FrozenTree
 from spectrax.spectrum.density import SpectralDensity
 from spectrax.spectrum.plans import own_eps
-from spectrax.spectrum.stepwise import Stepwise, tall_side
+from spectrax.spectrum.stepwise import Stepwise, check_axes, tall_side
 from spectrax.spectrum.stochastic_quadrature import SPECTRA, Finished, SpectrumPlan, check_square, collected, finished
 
 PyTree = Any
@@ -44,11 +44,14 @@ class StepwiseDensity(Stepwise[Quadratures, SpectralDensity]):
         self.plan, self.operator, self.key = plan, operator, key
 
     def init(self) -> Quadratures:
-        return _init(self.plan, self._structs, self.key, isinstance(self.operator, HostOperator))
+        by_products = isinstance(self.operator, HostOperator)
+        return explicit_axes.replicated(
+            lambda operator, key: _init(self.plan, self._structs, key, by_products), self.operator, self.key
+        )
 
     def advance(self, state: Quadratures) -> Quadratures:
         if state.current is None:
-            return _advance(self.plan, self.operator, self.key, state)
+            return explicit_axes.replicated(functools.partial(_advance, self.plan), self.operator, self.key, state)
         image = self.operator.matmat(_blocks(state.current))
         return _with_images(self.plan, self._structs, self.key, state, image)
 
@@ -71,7 +74,7 @@ class StepwiseDensity(Stepwise[Quadratures, SpectralDensity]):
         if done == 0:
             raise ValueError("no probe is finished: go on until `metrics(state)['num_probes']` is at least one")
         taken = jax.tree.map(lambda leaf: leaf[:done], state.finished)
-        return collected(self.plan, self.operator, taken)
+        return explicit_axes.replicated(functools.partial(collected, self.plan), self.operator, taken)
 
     def metrics(self, state: Quadratures) -> dict[str, Any]:
         steps = jnp.sum(state.finished.size) + (0 if state.current is None else jnp.sum(state.current.size))
@@ -147,7 +150,7 @@ def stepwise_density(
         raise TypeError(
             "the singular values of a symmetric operator over an iterator are the moduli of its eigenvalues"
         )
-    checks.automatic_axes("the operator", operator)
+    check_axes(operator)
     checks.key("key", key)
     checks.positive_integer("num_probes", num_probes)
     checks.positive_integer("num_steps", num_steps)
@@ -194,7 +197,7 @@ def _init(plan: SpectrumPlan, structs: FrozenTree, key: jax.Array, by_products: 
 def _advance(plan: SpectrumPlan, operator: LinearOperator, key: jax.Array, state: Quadratures) -> Quadratures:
     tall = tall_side(operator)
     structs = FrozenTree((tall.in_struct, tall.out_struct))
-    matvec, rmatvec = (krylov.stacked(product) for product in tall.loop_products())
+    matvec, rmatvec = (vectors.stacked(product) for product in tall.loop_products())
     products = (matvec, None) if plan.spectrum == "eigenvalues" else (matvec, rmatvec)
     run = functools.partial(quadrature.run, *products, sides=layouts.sides_of(*structs.tree))
     return _with_finished(plan, state, _each(run, _first_states(plan, structs, key, state.num_done)))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectrax import checks, krylov, layouts, vectors
+from spectrax import checks, explicit_axes, krylov, layouts, vectors
 from spectrax.krylov import quadrature
 from spectrax.krylov.factorization import Factorization
 from spectrax.operators import LinearOperator, aslinearoperator
@@ -90,7 +90,7 @@ def spectral_density(
     checks.positive_integer("num_steps", num_steps)
     checks.positive_integer("batch_size", batch_size)
     plan = SpectrumPlan(spectrum, num_probes, min(num_steps, *operator.shape), batch_size, own_eps(given, operator))
-    return layouts.replicated(functools.partial(_jitted, plan), operator, key)
+    return explicit_axes.replicated(functools.partial(_jitted, plan), operator, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def density_of(plan: SpectrumPlan, operator: LinearOperator, key: jax.Array) -> 
     operator = jax.lax.stop_gradient(operator)
     tall = operator if operator.shape[0] >= operator.shape[1] else operator.H
     is_folded = plan.spectrum == "singular_values"
-    matvec, rmatvec = (krylov.stacked(product) for product in tall.loop_products())
+    matvec, rmatvec = (vectors.stacked(product) for product in tall.loop_products())
     products = (matvec, rmatvec) if is_folded else (matvec, None)
     starts = probe_vectors(plan, operator, key)
     sides = layouts.sides_of(tall.in_struct, tall.out_struct)

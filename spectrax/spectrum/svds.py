@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from spectrax import checks, layouts, vectors
+from spectrax import checks, explicit_axes, layouts, vectors
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import convolution_of, in_working_precision
@@ -132,7 +132,7 @@ def svds(
     u, v = layouts.stack_specs(operator.out_struct), layouts.stack_specs(operator.in_struct)
     specs = SVDResult(u=u, s=one, v=v, residuals=one, converged=one, num_matvecs=one, status=one)
     run = functools.partial(_jitted, plan)
-    result = layouts.with_automatic_axes(run, specs, operator, key, v0, preconditioner)
+    result = explicit_axes.with_automatic_axes(run, specs, operator, key, v0, preconditioner)
     return raise_unless_successful(result) if throw else result
 
 
@@ -197,7 +197,6 @@ def _stages(method: Method) -> Iterator[Method]:
 
 def _on_short_side(preconditioner: Any, struct: PyTree) -> LinearOperator:
     preconditioner = aslinearoperator(preconditioner)
-    checks.automatic_axes("the preconditioner", preconditioner)
     checks.same_structure("the input of the preconditioner", preconditioner.in_struct, struct)
     checks.same_structure("the output of the preconditioner", preconditioner.out_struct, struct)
     return preconditioner

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spectrax import checks, layouts, vectors
+from spectrax import checks, explicit_axes, layouts, vectors
 from spectrax.krylov.orthogonalization import direction_seed, orthonormalize
+from spectrax.layouts import Layout
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.operators.conversion import MatrixOperator
 from spectrax.operators.precision import in_working_precision
@@ -157,7 +158,7 @@ def trace(
     if key is not None:
         checks.key("key", key)
     plan = _TracePlan(method, max_matvecs, level, round_off_floor(operator, own_eps(given, operator)))
-    quantity = layouts.replicated(functools.partial(_jitted, plan), operator, key)
+    quantity = explicit_axes.replicated(functools.partial(_jitted, plan), operator, key)
     return quantity if full else quantity.value
 
 
@@ -225,10 +226,14 @@ def _hutchinson(operator: LinearOperator, key: jax.Array, count: int) -> _Estima
 
 def _hutch_plus_plus(operator: LinearOperator, key: jax.Array, count: int) -> _Estimates:
     keys = jax.random.split(key, 3)
-    seen = jax.lax.stop_gradient(operator).matmat(random_signs(keys[0], operator.in_struct, count))
-    basis, _ = _orthonormal(keys[1], seen)
-    rest = vectors.without(basis, random_signs(keys[2], operator.in_struct, count))
-    rest = vectors.without(basis, rest)
+    layout = layouts.layout_of(operator.in_struct)
+    laid_out = functools.partial(layouts.constrain, layout=layout, stacked=True)
+    seen = jax.lax.stop_gradient(operator).matmat(laid_out(random_signs(keys[0], operator.in_struct, count)))
+    basis, _ = _orthonormal(keys[1], laid_out(seen), layout)
+    rest = laid_out(random_signs(keys[2], operator.in_struct, count))
+    for _ in range(2):
+        inner = layouts.summed(vectors.gram, layout)(basis, rest)
+        rest = vectors.subtract(rest, vectors.combine(inner.T, basis))
     inside = _row_products(basis, operator.matmat(basis))
     left = _row_products(rest, operator.matmat(rest))
     return _Estimates(jnp.sum(inside) + left, jnp.sum(jnp.abs(inside)) + jnp.mean(jnp.abs(left)))
@@ -237,10 +242,15 @@ def _hutch_plus_plus(operator: LinearOperator, key: jax.Array, count: int) -> _E
 def _xtrace(operator: LinearOperator, key: jax.Array, count: int) -> _Estimates:
     n, dot = operator.shape[0], vectors.matmul
     keys = jax.random.split(key)
-    omega = random_directions(keys[0], operator.in_struct, count)
-    y = operator.matmat(omega)
-    basis, factor = _orthonormal(keys[1], jax.lax.stop_gradient(y))
-    z = operator.matmat(basis)
+    layout = layouts.layout_of(operator.in_struct)
+    gram, laid_out = (
+        layouts.summed(vectors.gram, layout),
+        functools.partial(layouts.constrain, layout=layout, stacked=True),
+    )
+    omega = laid_out(random_directions(keys[0], operator.in_struct, count))
+    y = laid_out(operator.matmat(omega))
+    basis, factor = _orthonormal(keys[1], jax.lax.stop_gradient(y), layout)
+    z = laid_out(operator.matmat(basis))
 
     # columns of the inverse adjoint; a column of Y that depends on others has a fresh direction, and a pivot of zero
     peak = jnp.max(jnp.abs(factor))
@@ -251,22 +261,22 @@ def _xtrace(operator: LinearOperator, key: jax.Array, count: int) -> _Estimates:
     factor = jnp.where(is_zero[:, None], 0, factor) + jnp.diag(jnp.where(is_zero, least, 0).astype(factor.dtype))
     s = jax.scipy.linalg.solve_triangular(factor.conj().T, jnp.eye(count, dtype=factor.dtype), lower=True)
     s = s / jnp.linalg.norm(s, axis=0).astype(s.dtype)
-    w = vectors.gram(basis, omega)
+    w = gram(basis, omega)
     p = w - s * jnp.sum(s.conj() * w, 0)
     squares = jnp.maximum(n - jnp.sum(jnp.square(jnp.abs(p)), 0), 0)
     is_empty = squares <= n * round(math.sqrt(n)) * least
     scale = jnp.where(is_empty, 0, (n - count + 1) / jnp.where(is_empty, 1, squares)).astype(factor.dtype)
 
-    h = vectors.gram(basis, z)
+    h = gram(basis, z)
     inner = jnp.sum(p.conj() * dot(h, p), 0)
-    outer = _row_products(omega, y) - jnp.sum(vectors.gram(omega, z).T * p, 0)
-    outer -= jnp.sum(p.conj() * vectors.gram(basis, y), 0)
+    outer = _row_products(omega, y) - jnp.sum(gram(omega, z).T * p, 0)
+    outer -= jnp.sum(p.conj() * gram(basis, y), 0)
     rest = scale * (outer + inner)
     values = jnp.trace(h) - jnp.sum(s.conj() * dot(h, s), 0) + rest
     return _Estimates(values, jnp.sum(jnp.abs(jnp.diagonal(h))) + jnp.mean(jnp.abs(rest)))
 
 
-def _orthonormal(key: jax.Array, stack: PyTree) -> tuple[PyTree, jax.Array]:
+def _orthonormal(key: jax.Array, stack: PyTree, layout: Layout | None) -> tuple[PyTree, jax.Array]:
     """Return an orthonormal basis Q of a stack of vectors Y, with fresh directions where they depend, and Y = Q R.
 
     One vector after the other: a stack of them is dependent to round-off wherever the spectrum decays fast.
@@ -276,7 +286,8 @@ def _orthonormal(key: jax.Array, stack: PyTree) -> tuple[PyTree, jax.Array]:
 
     def append(index: jax.Array, state: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
         basis, factor = state
-        found = orthonormalize(basis, vectors.rows(stack, index, 1), seed, index, jnp.max(lengths))
+        vector, size = vectors.rows(stack, index, 1), jnp.max(lengths)
+        found = orthonormalize(basis, vector, seed, index, size, layout=layout)
         column = found.coefficients[:, 0].at[index].set(found.factor[0, 0])
         return vectors.set_rows(basis, index, found.rows), factor.at[:, index].set(column)
 

@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import spectrax as sx
-from spectrax.krylov import bidiagonalization, factorization, random_stack, tridiagonalization
+from spectrax import krylov, layouts, vectors
+from spectrax.krylov import bidiagonalization, davidson, factorization, random_stack, tridiagonalization
 from spectrax.layouts import sides_of
 
 SPECS = {"both": ("data", "model"), "data": ("data",), "model": (None, "model"), "copies": ()}
@@ -82,7 +83,39 @@ def steps():
                 leaf.sharding.is_equivalent_to(NamedSharding(mesh(), PartitionSpec(None, *SPECS[name])), leaf.ndim)
                 for name, leaf in state.right.items()
             )
+    task = krylov.Task(k=1, which="smallest", subspace_size=8, max_steps=20, tol=1e-5, round_off=1e-6, sides=sides)
+    start = random_stack(key, struct, 1)
+    state = jax.jit(lambda start: davidson.init(task, times, times, None, start, struct, key))(start)
+    step = jax.jit(lambda s: davidson.step(task, times, times, None, s))
+    found["davidson"] = collectives(step.lower(state).compile())
+    operator = sx.aslinearoperator((multiplied, struct), entries)
+    trace = jax.jit(lambda operator: sx.trace(operator, max_matvecs=16, key=key, method=sx.XTrace(), full=True))
+    exact = sum(float(jnp.sum(leaf)) for leaf in entries.values())
+    quantity = jax.device_get(trace(operator))
+    within = bool(quantity.lower <= exact <= quantity.upper)
+    found["trace"] = {**collectives(trace.lower(operator).compile()), "within": within}
     return found
+
+
+def slices():
+    """Combinations as TPUs make them, with slices of a few entries: how far they are off, and what is communicated."""
+    entries = diagonal()
+    coefficients = np.float32(np.random.default_rng(3).normal(size=(3, 5)))
+    stack = {name: placed(np.stack([np.asarray(leaf) + i for i in range(5)]), None, *SPECS[name])
+             for name, leaf in entries.items()}  # fmt: skip
+    layout = layouts.layout_of(layouts.placed(vectors.structure(entries), entries))
+    whole, vectors._SLICE = vectors._SLICE, 4
+    combined = jax.jit(
+        lambda c, stack: layouts.piecewise(
+            lambda c, part: jax.tree.map(functools.partial(vectors._by_slices, c), part), c, stack, layout
+        )
+    )
+    compiled = combined.lower(coefficients, stack).compile()
+    vectors._SLICE = whole
+    found = compiled(coefficients, stack)
+    wrong = [np.abs(found[name] - np.tensordot(coefficients, stack[name], 1)).max() for name in stack]
+    kept = all(found[name].sharding.is_equivalent_to(leaf.sharding, leaf.ndim) for name, leaf in stack.items())
+    return {"wrong": float(max(wrong)), "collectives": collectives(compiled), "kept": kept}
 
 
 def multiplied(vector, entries):
@@ -182,7 +215,54 @@ def explicit():
     eager = sx.svds(jax.device_put(matrix, places), 2, method=LANCZOS, key=key)
     found["eager"] = float(np.abs(np.asarray(eager.s) - np.linalg.svd(matrix)[1][:2]).max())
     types = [str(jax.typeof(leaf)) for leaf in (eager.u, eager.v, eager.s)]
-    return {"differences": found, "types": types}
+    placed_matrix, placed_gram = (jax.device_put(a, places) for a in (matrix, gram))
+    exact = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    inverse = sx.preconditioners.from_matrix(placed_matrix)
+    bottom = sx.svds(
+        placed_matrix, 1, which="smallest", preconditioner=inverse, method=sx.Davidson(max_steps=32), key=key
+    )
+    found["preconditioned"] = float(abs(bottom.s[0] - exact[-1]) / exact[-1])
+    product = sx.product_log_singular_values([placed_gram, placed_gram]).log_values
+    found["product"] = float(np.abs(np.exp(product) * 64**2 / exact**4 - 1).max() / 4)
+    search = sx.stepwise_eigsh(placed_gram, 2, which="largest", method=LANCZOS, key=key)
+    state = search.init()
+    pairs = search.run(state)
+    found["stepwise"] = float(np.abs(np.asarray(pairs.eigenvalues) * 64 / exact[:2] ** 2 - 1).max())
+    steps = [str(jax.typeof(leaf)) for leaf in (state.bases.right, pairs.eigenvectors)]
+    found["jacobians"], jacobians = explicit_jacobians(typed, matrix)
+    return {"differences": found, "types": types, "steps": steps, "jacobians": jacobians}
+
+
+def explicit_jacobians(typed, matrix):
+    """The relative difference from NumPy of tanh(W x) at samples that lie over an axis; types, and what is refused."""
+    samples, weights = np.float32(np.random.default_rng(5).normal(size=(16, 32))), matrix[:8] / 4
+    xs = jax.device_put(samples, NamedSharding(typed, PartitionSpec("data")))
+    copies = jax.device_put(weights, NamedSharding(typed, PartitionSpec()))
+
+    def f(x, w):
+        return jnp.tanh(w @ x)
+
+    @jax.jit
+    def both(xs, w):
+        spectrum = sx.jacobian_spectrum(f, xs, w, chunk_size=16, statistics=("singular_values", "condition_number"))
+        return sx.batched_jacobian(f, xs, w, chunk_size=16), *spectrum[:2]
+
+    dense, values, conditions = both(xs, copies)
+    exact = (1 - np.tanh(samples @ weights.T) ** 2)[:, :, None] * weights
+    s = np.linalg.svd(exact, compute_uv=False)
+    difference = max(np.abs(dense - exact).max() / np.abs(exact).max(), np.abs(values - s).max() / s.max())
+    counts = collectives(both.lower(xs, copies).compile())
+    try:
+        sx.batched_jacobian(lambda x: jnp.tanh(copies @ x), xs)
+        refused = False
+    except ValueError as error:
+        refused = "give the function its arrays as arguments" in str(error)
+    said = {
+        "types": [str(jax.typeof(leaf)) for leaf in (dense, values, conditions)],
+        "collectives": sum(sum(kinds.values()) for kinds in counts.values()),
+        "refused": refused,
+    }
+    return float(difference), said
 
 
 def compared(values, others, result, other, tree, specs):
@@ -207,5 +287,11 @@ def subspace(stack, other, values):
 
 
 if __name__ == "__main__":
-    said = {"devices": jax.device_count(), "steps": steps(), "results": results(), "explicit": explicit()}
+    said = {
+        "devices": jax.device_count(),
+        "steps": steps(),
+        "slices": slices(),
+        "results": results(),
+        "explicit": explicit(),
+    }
     json.dump(said, sys.stdout)

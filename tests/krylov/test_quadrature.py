@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from spectrax import krylov
+from spectrax import vectors
 from spectrax.krylov import quadrature
 
 
 def products(matrix, *, hermitian):
-    matvec = krylov.stacked(lambda v: jnp.matmul(matrix, v, precision="highest"))
-    rmatvec = krylov.stacked(lambda u: jnp.matmul(matrix.conj().T, u, precision="highest"))
+    matvec = vectors.stacked(lambda v: jnp.matmul(matrix, v, precision="highest"))
+    rmatvec = vectors.stacked(lambda u: jnp.matmul(matrix.conj().T, u, precision="highest"))
     return (matvec, None) if hermitian else (matvec, rmatvec)
 
 
@@ -203,6 +203,6 @@ def test_vectors_are_pytrees(x64):
 
     start = {"a": jnp.asarray(z[:4].reshape(2, 2)), "b": jnp.asarray(z[4:])}
     state = quadrature.init(jax.random.key(0), start, None, 4)
-    found = quadrature.finalize(jax.jit(lambda state: quadrature.run(krylov.stacked(apply), None, state))(state))
+    found = quadrature.finalize(jax.jit(lambda state: quadrature.run(vectors.stacked(apply), None, state))(state))
     expected = jacobi(matrix, z, steps=4, hermitian=True)
     jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-12), found, expected)

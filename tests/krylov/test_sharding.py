@@ -14,10 +14,11 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def found():
     """What the programs say, run on eight host devices, whose collectives need as many of the threads of NPROC."""
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16", "JAX_PLATFORMS": "cpu"}
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiled sooner by a fifth
+    settings = {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
     environment = {**os.environ, **settings, "PYTHONPATH": str(HERE.parents[1])}
     command = [sys.executable, str(HERE / "sharded_programs.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout)
     assert said["devices"] == 8
@@ -46,6 +47,22 @@ def test_a_step_reduces_once_a_pass_and_gathers_nothing(found, kind, width):
     assert step["defect"] <= 1e-6
 
 
+@pytest.mark.parametrize(("name", "most"), [("davidson", 18), ("trace", 11)])
+def test_davidson_and_traces_gather_nothing(found, name, most):
+    """Orthogonalisations reduce once a pass; norms and residuals, numbers each, are left to the compiler."""
+    counts = found["steps"][name]
+    assert set(counts["always"]) | set(counts["in branches"]) <= {"all-reduce"}
+    assert counts["always"]["all-reduce"] <= most
+    assert counts.get("within", True)
+
+
+def test_slices_are_those_of_what_each_device_holds(found):
+    """Of leaves split over both axes, over one, over the other and over none."""
+    assert found["slices"]["wrong"] <= 1e-5
+    assert found["slices"]["collectives"] == {"always": {}, "in branches": {}}
+    assert found["slices"]["kept"]
+
+
 @pytest.mark.parametrize("name", ["fully", "tensor", "data", "function", "under jit", "rows", "both sides"])
 def test_results_are_those_of_one_device_and_lie_as_the_operator_does(found, name):
     result = found["results"][name]
@@ -58,6 +75,18 @@ def test_results_are_those_of_one_device_and_lie_as_the_operator_does(found, nam
 
 def test_explicit_axes(found):
     """What is computed on arrays whose shardings are part of their types, under `jit`, is what one device gives."""
-    assert found["explicit"]["types"] == ["float32[2,64@data]", "float32[2,32@model]", "float32[2]"]
+    assert found["explicit"]["types"][:3] == ["float32[2,64@data]", "float32[2,32@model]", "float32[2]"]
     for name, difference in found["explicit"]["differences"].items():
         assert difference <= 2e-5, name
+
+
+def test_jacobians_and_steps_on_explicit_axes(found):
+    """Jacobians lie as their samples do, and those of replicated parameters need no collective but sums."""
+    assert found["explicit"]["jacobians"]["types"] == [
+        "float32[16@data,8,32]",
+        "float32[16@data,8]",
+        "float32[16@data]",
+    ]
+    assert found["explicit"]["jacobians"]["collectives"] <= 1
+    assert found["explicit"]["jacobians"]["refused"]
+    assert found["explicit"]["steps"] == ["float32[17,32@model]", "float32[2,32@model]"]

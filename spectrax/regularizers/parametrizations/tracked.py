@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from spectrax import checks, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.krylov.projected import projected_svd
 from spectrax.operators import LinearOperator, aslinearoperator
 from spectrax.regularizers.parametrizations.contract import TrackedParametrization
@@ -106,7 +107,18 @@ def tracked_spectral_norm(
         wide = kernel.astype(vectors.working_dtype(kernel.dtype))
         return scaled(wide, sigma, bound, shrink_only).astype(kernel.dtype)
 
-    return TrackedParametrization(init, update, apply)
+    def first(kernel: jax.Array, state: LeadingVectors) -> LeadingVectors:
+        specs = explicit_axes.replicated_specs(state)
+        if operator is not None:
+            return specs
+        inputs, outputs = (*explicit_axes.specs_of(kernel), None, None)[:2]
+        return specs._replace(u=PartitionSpec(outputs), v=PartitionSpec(inputs))
+
+    return TrackedParametrization(
+        explicit_axes.with_init_specs(init, first),
+        explicit_axes.with_specs(update, lambda kernel, state: explicit_axes.specs_of(state)),
+        explicit_axes.with_specs(apply, lambda kernel, state: explicit_axes.specs_of(kernel)),
+    )
 
 
 def norm_along(operator: LinearOperator, v: PyTree) -> tuple[jax.Array, PyTree]:

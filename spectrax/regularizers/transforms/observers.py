@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spectrax import checks, vectors
+from spectrax import checks, explicit_axes, vectors
+from spectrax.regularizers import meshes
 from spectrax.regularizers.condition_numbers import condition_number_penalty
 from spectrax.regularizers.maps import Maps, MatrixAxes
 from spectrax.regularizers.penalty import PenaltyState
@@ -76,7 +77,8 @@ def track_spectrum(
         checks.key("key", key)
 
     def init(params: PyTree) -> TrackedSpectrumState:
-        return TrackedSpectrumState(jnp.zeros((), jnp.int32), penalty.init(params, key))
+        step = explicit_axes.with_init_specs(lambda params: jnp.zeros((), jnp.int32))(params)
+        return TrackedSpectrumState(step, penalty.init(params, key))
 
     def update(updates: PyTree, state: TrackedSpectrumState, params: PyTree | None = None, **extra: Any):
         del extra
@@ -86,7 +88,7 @@ def track_spectrum(
         tracked = jax.lax.cond(due, lambda: penalty.apply(params, state.tracked)[1], lambda: state.tracked)
         return updates, TrackedSpectrumState(jnp.asarray(optax.safe_increment(state.step)), tracked)
 
-    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
+    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, meshes.updating(update)))
 
 
 class OscillationState(NamedTuple):
@@ -157,8 +159,6 @@ def gradient_oscillation(
         checks.number_in("learning_rate", learning_rate, 0, float("inf"))
 
     def init(params: PyTree) -> OscillationState:
-        checks.automatic_axes("params", params)
-
         def unknown() -> jax.Array:
             return jnp.full((), jnp.nan, jnp.float32)
 
@@ -192,7 +192,14 @@ def gradient_oscillation(
         step = jnp.asarray(optax.safe_increment(state.step))
         return updates, OscillationState(step, updates, cosine, leaf_cosines, sharpness, stability, params)
 
-    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
+    return optax.GradientTransformationExtraArgs(
+        cast(Any, explicit_axes.with_init_specs(init, _specs)), cast(Any, meshes.updating(update))
+    )
+
+
+def _specs(params: PyTree, state: OscillationState) -> OscillationState:
+    own = explicit_axes.specs_of(params)
+    return explicit_axes.replicated_specs(state)._replace(previous=own, params=own)
 
 
 def _wide(tree: PyTree) -> list[jax.Array]:

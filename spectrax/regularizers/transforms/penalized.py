@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spectrax import checks
+from spectrax import checks, explicit_axes
+from spectrax.regularizers import meshes
 from spectrax.regularizers.penalty import Penalty, PenaltyState
 
 PyTree = Any
@@ -99,9 +100,14 @@ def add_spectral_penalty(
     if every is not None:
         checks.positive_integer("every", every)
 
-    def init(params: PyTree) -> SpectralPenaltyState:
+    def numbers(params: PyTree) -> tuple[jax.Array, jax.Array, jax.Array]:
+        del params
         value, factor = (jnp.full((), jnp.nan, jnp.float32) for _ in range(2))  # no array twice: it may be donated
-        return SpectralPenaltyState(jnp.zeros((), jnp.int32), value, factor, penalty.init(params, key))
+        return jnp.zeros((), jnp.int32), value, factor
+
+    def init(params: PyTree) -> SpectralPenaltyState:
+        step, value, factor = explicit_axes.with_init_specs(numbers)(params)
+        return SpectralPenaltyState(step, value, factor, penalty.init(params, key))
 
     def update(updates: PyTree, state: SpectralPenaltyState, params: PyTree | None = None, **extra: Any):
         if params is None:
@@ -140,7 +146,7 @@ def add_spectral_penalty(
             updates, value, tracked = jax.lax.cond(state.step % every == 0, penalised, lambda: kept)
         return updates, SpectralPenaltyState(jnp.asarray(optax.safe_increment(state.step)), value, factor, tracked)
 
-    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
+    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, meshes.updating(update)))
 
 
 def _check_factor(name: str, value: Any) -> None:

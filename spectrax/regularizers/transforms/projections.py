@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spectrax import checks, vectors
+from spectrax import checks, explicit_axes, vectors
+from spectrax.regularizers import meshes
 from spectrax.regularizers.maps import Axes, matrices_of, path_name
 
 PyTree = Any
@@ -152,7 +153,7 @@ def _projection(
         checks.positive_integer("every", every)
 
     def init(params: PyTree) -> ProjectionState:
-        checks.automatic_axes("params", params)
+        del params
         return ProjectionState(jnp.zeros((), jnp.int32))
 
     def update(updates: PyTree, state: ProjectionState, params: PyTree | None = None, **extra: Any):
@@ -175,4 +176,6 @@ def _projection(
             return moved(), ProjectionState(step)
         return jax.lax.cond(step % every == 0, moved, lambda: updates), ProjectionState(step)
 
-    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
+    return optax.GradientTransformationExtraArgs(
+        cast(Any, explicit_axes.with_init_specs(init)), cast(Any, meshes.updating(update))
+    )

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from spectrax import checks, vectors
+from spectrax import checks, explicit_axes, vectors
 from spectrax.operators import LinearOperator, conv_operator
 from spectrax.operators.convolution import ConvolutionGeometry, ConvolutionOperator, checked_kernel
 from spectrax.results import Quantity, Status, SVDResult
@@ -158,10 +159,13 @@ def conv_extremes(
         return operator
 
     if isinstance(padding, str) and padding.upper() == "CIRCULAR":
-        circular = _Circular(operator_of, num_frequencies)
-        return ConvolutionTracker(circular.init, circular.update)
-    padded = _Padded(operator_of, num_steps, renew_every, tol)
-    return ConvolutionTracker(padded.init, padded.update)
+        build = _Circular(operator_of, num_frequencies)
+    else:
+        build = _Padded(operator_of, num_steps, renew_every, tol)
+    return ConvolutionTracker(
+        explicit_axes.with_init_specs(build.init),
+        explicit_axes.with_specs(build.update, lambda kernel, state: (PartitionSpec(), explicit_axes.specs_of(state))),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
