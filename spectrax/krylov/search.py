@@ -86,9 +86,11 @@ def init(task: Task, start: PyTree, left_struct: PyTree | None, key: jax.Array) 
     """
     bases = factorization.init(key, start, left_struct, task.subspace_size, sides=task.sides)
     real = bases.scale.dtype
-    # a tolerance that a few steps may reach is asked for early: products may be dear, and a test is not
-    looser = min(1.0, math.log(max(task.tol, 1e-300)) / math.log(_USUAL_TOLERANCE))
-    first = min(max(task.k + 4, math.ceil(looser * (task.subspace_size // 2))), task.subspace_size)
+    first = min(max(task.k + 4, task.subspace_size // 2), task.subspace_size)
+    if task.hermitian:
+        # a loose tolerance is asked for early: products with curvature are dear, and a test is not
+        looser = min(1.0, math.log(max(task.tol, 1e-300)) / math.log(_USUAL_TOLERANCE))
+        first = min(max(task.k + 4, math.ceil(looser * first)), task.subspace_size)
     count = jnp.zeros((), jnp.int32)
     return Search(
         bases=bases,
