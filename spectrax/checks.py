@@ -36,9 +36,10 @@ def number_in(name: str, value: Any, low: float, high: float, *, low_open: bool 
 
 def level(value: Any) -> None:
     """Raise unless a level of confidence is a real number in (0, 1)."""
-    number_in("level", value, 0.0, 1.0, low_open=True)
-    if value == 1:
-        raise ValueError("level must lie in (0, 1), got 1")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"level must be a real number, got {value!r} of type {type(value).__name__}")
+    if not 0 < float(value) < (1 + float(value)) / 2 < 1:  # the tail must be known in floating point
+        raise ValueError(f"level must lie in (0, 1), got {value}")
 
 
 def inexact(name: str, dtype: Any) -> None:

@@ -28,6 +28,7 @@ from spectrax.spectrum import Stepwise
 Result = TypeVar("Result")
 _KEEP = 2
 _NAME = "run.json"
+_UNFINISHED = "run.new"  # left behind where a run ended while it was written
 
 
 def run(
@@ -57,8 +58,9 @@ def run(
         What `stepwise.run()` returns, to the bit where neither devices nor programs changed.
 
     Raises:
-        ValueError: If the directory is that of another computation (other arguments, another key, an operator of other
-            numbers), holds something else, or an interval is not positive.
+        ValueError: If the directory is that of another computation (other arguments, another key, an operator whose
+            numbers differ by more than a hundredth), holds something else or cannot be read, an interval is not
+            positive, or there are several processes and the operator lies on no mesh.
         KeyboardInterrupt: After Ctrl-C, which saves a checkpoint first if there is one process; in several, which may
             be interrupted at different steps, the last checkpoint stands. And under `jax.distributed` after SIGTERM in
             any process, by which clusters announce that they take machines away: all processes agree on the next step
@@ -81,6 +83,11 @@ def run(
         99.0
     """
     checks.number_in("every", every, 0.0, math.inf, low_open=True)
+    if jax.process_count() > 1 and _mesh_of(stepwise.operator) is None:
+        raise ValueError(
+            f"a run of {jax.process_count()} processes needs an operator whose arrays lie on a mesh of all their "
+            "devices (jax.sharding.NamedSharding), got one that each process has for itself"
+        )
     if every_steps is not None:
         checks.positive_integer("every_steps", every_steps)
     directory = Path(directory).absolute()
@@ -119,7 +126,7 @@ def _claim(directory: Path, stepwise: Stepwise) -> None:
     mine = {"description": stepwise.description(), "sample": stepwise.sample()}
     path = directory / _NAME
     if path.exists():
-        theirs = json.loads(path.read_text())
+        theirs = _read(path)
         described = theirs["description"]
         other = [name for name, value in mine["description"].items() if described.get(name) != value]
         if other or described.keys() != mine["description"].keys():
@@ -135,14 +142,24 @@ def _claim(directory: Path, stepwise: Stepwise) -> None:
                 f"{directory} is the directory of a computation with another operator: norms of an image are "
                 f"{mine['sample']}, were {theirs['sample']}"
             )
-    elif directory.exists() and any(directory.iterdir()):
+    elif directory.exists() and any(entry.name != _UNFINISHED for entry in directory.iterdir()):
         raise ValueError(f"{directory} is not empty, and holds no {_NAME}: give each run a directory of its own")
     _together("the comparison with the directory")
     if jax.process_index() == 0 and not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
+        new = directory / _UNFINISHED
         new.write_text(json.dumps(mine, indent=1))
         os.replace(new, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found["description"], dict) and isinstance(found["sample"], list):
+            return found
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{path} cannot be read: give the run a new directory")
 
 
 def _save(directory: Path, step: int, state: Any) -> int:

@@ -189,7 +189,7 @@ def masses(
     Args:
         matrix: A Jacobi matrix of q rows.
         rule: Its Gauss quadrature.
-        point: A real number t, which may be infinite.
+        point: A real number t, which may be infinite. For NaN the bounds are NaN.
         resolution: Nodes within this distance may lie on either side.
 
     Returns:
@@ -199,8 +199,11 @@ def masses(
         An eigendecomposition of order q + 1.
     """
     t = jnp.where(jnp.isfinite(point), point, jnp.zeros_like(point))
-    peak = jnp.maximum(_peak(matrix), jnp.abs(t))
+    peak = _peak(matrix)
     eps = float(jnp.finfo(peak.dtype).eps)
+    furthest = jnp.where(peak > 0, peak, 1) / eps  # from where on the bounds stay what they are, but would overflow
+    t = jnp.clip(t, -furthest, furthest)
+    peak = jnp.maximum(peak, jnp.abs(t))
     smallest = eps**2 * jnp.where(peak > 0, peak, 1)
 
     def eliminate(pivot: jax.Array, row: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -231,7 +234,7 @@ def masses(
     preceding = jnp.pad(nodes[:-1], (1, 0), constant_values=-jnp.inf)
     below = jnp.where(is_far, jnp.sum(jnp.where(following <= t - resolution, weights, 0)), below)
     up_to = jnp.where(is_far, jnp.sum(jnp.where(preceding <= t + resolution, weights, 0)), up_to)
-    certain = jnp.where(point > 0, jnp.ones_like(t), jnp.zeros_like(t))
+    certain = jnp.where(jnp.isnan(point), jnp.nan, jnp.where(point > 0, 1, 0)).astype(t.dtype)
     below, up_to = jnp.minimum(below, 1), jnp.minimum(up_to, 1)
     is_finite = jnp.isfinite(point)
     return jnp.where(is_finite, below, certain), jnp.where(is_finite, up_to, certain)

@@ -88,7 +88,7 @@ class PlacedOperator(LinearOperator):
 
 def _placed(name: str, struct: PyTree, shardings: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(struct)
-    if isinstance(shardings, NamedSharding):
+    if shardings is None or isinstance(shardings, NamedSharding):
         given = [shardings] * len(leaves)
     else:
         try:

@@ -106,6 +106,7 @@ class SpectralDensity:
 
         Raises:
             ValueError: If the width is known and not positive.
+            TypeError: If a point is complex.
 
         Cost:
             No product; num_points num_probes num_steps exponentials.
@@ -113,7 +114,7 @@ class SpectralDensity:
         checks.level(level)
         if isinstance(width, int | float) and not width > 0:
             raise ValueError(f"width must be larger than 0, got {width}")
-        return _smoothed(self, jnp.asarray(points, self.nodes.dtype), width, level)
+        return _smoothed(self, self._points(points), width, level)
 
     def cumulative(self, points: Any, /, *, level: float = 0.95) -> Quantity:
         """Return which share of the spectrum lies below each point.
@@ -126,12 +127,15 @@ class SpectralDensity:
             A `Quantity` of kind "estimate", with arrays of the shape of `points` and values in [0, 1]. See `count` for
             how it is bounded.
 
+        Raises:
+            TypeError: If a point is complex.
+
         Cost:
             No product; for each point and each probe an eigendecomposition of a matrix of order num_steps + 1, or of
             twice that for singular values: 0.2 ms for 64 steps on a CPU.
         """
         checks.level(level)
-        return _cumulative(self, jnp.asarray(points, self.nodes.dtype), level)
+        return _cumulative(self, self._points(points), level)
 
     def count(self, lower: Any = -math.inf, upper: Any = math.inf, *, level: float = 0.95) -> Quantity:
         r"""Return how many values of the spectrum lie in [lower, upper).
@@ -165,6 +169,11 @@ class SpectralDensity:
                 f"lower and upper must be scalars, got shapes {jnp.shape(lower)} and {jnp.shape(upper)}: use jax.vmap"
             )
         return _count(self, jnp.stack([jnp.asarray(end, self.nodes.dtype) for end in (lower, upper)]), level)
+
+    def _points(self, points: Any) -> jax.Array:
+        if jnp.iscomplexobj(points):
+            raise TypeError(f"points must be real numbers, got dtype {jnp.asarray(points).dtype}")
+        return jnp.asarray(points, self.nodes.dtype)
 
 
 def measure(matrix: krylov.Jacobi, spectrum: str) -> tuple[jax.Array, jax.Array]:

@@ -75,7 +75,8 @@ def eigsh(
 
     Cost:
         `Lanczos`: one matvec and 4 p n flops of orthogonalisation a step, subspace p. `Dense`: n matvecs (none for an
-        explicit matrix) and O(n^3). The results need k matvecs more, and k for the test of symmetry.
+        explicit matrix) and O(n^3). The results need k matvecs more, and k for the test of
+        symmetry unless the operator is symmetric by construction, as curvature is.
 
     Derivatives:
         d lambda_i = Re(x_i^H dA x_i); vectors through the linear system that they satisfy, with the phase held fixed,

@@ -114,6 +114,18 @@ def test_the_directory_of_another_run_is_refused(key, tmp_path):
         long_runs.run(search(key), tmp_path / "notes")
 
 
+def test_what_a_crash_leaves_of_the_description(key, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.new").write_text("{")  # of a crash before the first checkpoint: nothing is lost
+    assert long_runs.run(search(key), run).converged.all()
+    assert not (run / "run.new").exists()
+    for broken in ("", "[]", "{}", '{"description": {}}'):
+        (run / "run.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"run\.json cannot be read"):
+            long_runs.run(search(key), run)
+
+
 @pytest.mark.parametrize("options", [{"every": 0.0}, {"every_steps": 0}])
 def test_intervals_are_positive(options, key, tmp_path):
     with pytest.raises(ValueError, match="every"):

@@ -21,6 +21,7 @@ PARAMS = {"a": jnp.array([1.0, 2.0]), "b": jnp.asarray(3.0)}
 
 def test_the_operator_stays_the_same_and_its_structures_say_where_vectors_lie():
     H = sx.hessian_operator(quartic, PARAMS)
+    assert sx.with_shardings(H, None).in_struct == H.in_struct
     for operator in (H, 2 * H):
         placed = sx.with_shardings(operator, {"a": ROWS, "b": None})
         assert placed.in_struct["a"].sharding == placed.out_struct["a"].sharding == ROWS

@@ -292,6 +292,21 @@ def test_a_count_lies_in_its_interval():
         assert float(found.lower) <= float(found.value) <= float(found.upper)
 
 
+def test_thresholds_far_beyond_the_spectrum_and_nan():
+    largest = float(np.finfo(np.float32).max)
+    for matrix in (jnp.zeros((60, 60)), -jnp.diag(jnp.linspace(1.0, 2.0, 60))):
+        found = sx.spectral_density(matrix, key=jax.random.key(0), num_probes=4, num_steps=12)
+        assert [float(found.count(upper=end).lower) for end in (1e30, largest)] == [60, 60]
+        assert [float(found.count(lower=end).upper) for end in (1e30, largest)] == [0, 0]
+        assert float(found.count(upper=-largest).upper) == 0
+        with pytest.raises(TypeError, match="points must be real"):
+            found.cumulative(1j)
+        with pytest.raises(ValueError, match="level must lie in"):
+            found.count(level=1 - 1e-16)
+        for unknown in (found.count(upper=np.nan), found.count(lower=np.nan), found.cumulative(np.nan)):
+            assert np.isnan([unknown.value, unknown.lower, unknown.upper]).all()
+
+
 def test_sums_know_of_the_round_off_of_products():
     """In 16 bits every node is off, all of them in the same direction: more probes don't mend it."""
     struct = jax.ShapeDtypeStruct((60,), jnp.bfloat16)

@@ -121,6 +121,9 @@ def test_what_is_not_positive_definite_is_said():
             for leaf in (found.value, found.lower, found.upper):
                 assert np.isnan(leaf), (name, method)
         assert np.isnan(jax.grad(sx.logdet)(matrix)).all(), name
+    # positive, but no more than the round-off of the others
+    lost = sx.logdet(jnp.diag(jnp.ones(N).at[0].set(3e-7)), key=KEY, method=stochastic, full=True)
+    assert int(lost.status) == sx.Status.NOT_POSITIVE_DEFINITE
     operator = (lambda v: v, jax.ShapeDtypeStruct((5000,), jnp.float32))
     with pytest.raises(ValueError, match="needs key"):
         sx.logdet(operator)
