@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from spectrax.cli import commands
 from spectrax.cli.options import make_parser
 
-__all__ = ["main"]
-
 _INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
 _COMMANDS = {"train": commands.train, "landscape": commands.landscape, "spectrum": commands.spectrum}
 
