@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import test_every_penalty
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import spectrax as sx
@@ -22,12 +21,18 @@ PLACES = {
     "tensor": {"first": (None, "model"), "bias": ("model",), "second": ("model",)},
     "data": {"first": (), "bias": (), "second": ()},
 }
-MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+
+
+@functools.cache
+def mesh():
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+
+
 STEPS = 3
 
 
 def placed(array, *spec):
-    return jax.device_put(array, NamedSharding(MESH, PartitionSpec(*spec)))
+    return jax.device_put(array, NamedSharding(mesh(), PartitionSpec(*spec)))
 
 
 def arrays():
@@ -109,7 +114,7 @@ def training():
     for name, optimizer in (("fully", chain()), ("tensor", short), ("data", short)):
         alone = trained(optimizer, jax.tree.map(jnp.asarray, params), jnp.asarray(x))
         spread = {leaf: placed(params[leaf], *PLACES[name][leaf]) for leaf in params}
-        with jax.set_mesh(MESH):
+        with jax.set_mesh(mesh()):
             inside = trained(optimizer, spread, placed(x, "data"))
         found[name] = {
             "difference": far((inside[0], inside[2]), (alone[0], alone[2])),
@@ -137,12 +142,14 @@ def typed():
         return 0.0, updates, (state, after)
 
     found = {}
+    import test_every_penalty  # beside this file, which is on the path where it is run as a program
+
     members: dict[str, Any] = {name: (penalised, penalty) for name, (penalty, _) in test_every_penalty.EVERY.items()}
     members["transformations"] = (
         optimised,
         chain(sx.transforms.track_spectrum(every=2), sx.transforms.clip_singular_values(0.1, 2.0)),
     )
-    with jax.set_mesh(MESH):
+    with jax.set_mesh(mesh()):
         for name, (function, member) in members.items():
             value, gradient, states = jax.eval_shape(functools.partial(function, member), spread)
             found[name] = {
@@ -160,7 +167,7 @@ def eager():
     spread = {leaf: placed(params[leaf], *PLACES["fully"][leaf]) for leaf in params}
     penalty = sx.regularizers.frobenius_norm_penalty()
     state = penalty.init(spread, None)
-    with jax.set_mesh(MESH):
+    with jax.set_mesh(mesh()):
         gradient = jax.grad(lambda params: penalty.apply(params, state)[0])(spread)
         closed = jax.jit(lambda: penalty.apply(spread, state)[0])()
         alone = penalty.apply(params, penalty.init(params, None))[0]  # NumPy arrays, in the context of the mesh

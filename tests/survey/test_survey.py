@@ -360,6 +360,7 @@ def test_ctrl_c_in_a_terminal_leaves_what_is_finished_and_the_command_goes_on(tm
     process = subprocess.Popen(
         [*arguments, "--only", "top"], stdout=child, stderr=subprocess.PIPE,
         env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else ignored in the background
     )  # fmt: skip
     os.close(child)
     records, shown = out / "layers.jsonl", b""
