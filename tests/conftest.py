@@ -1,7 +1,12 @@
 """Shared fixtures: strict dtype promotion everywhere, 64-bit mode on request."""
 
+import gc
 import os
+import subprocess
+import sys
+import textwrap
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -11,17 +16,25 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Nearly all of the suite's time is compilation. LLVM's optimisations are left out (JAX_DISABLE_MOST_OPTIMIZATIONS=0
 # brings them back, as .ci/run does on the newest versions), and so are XLA's parallel code generation and fusion
-# emitters, which together take half of the rest; jaxlib 0.12 no longer knows the switch, and aborts on it.
+# emitters, which together take half of the rest (jaxlib 0.12 no longer knows the switch, and aborts on it), and its
+# passes over loops, a tenth.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if version("jaxlib").startswith("0.10."):
-    _FLAGS = "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and version("jaxlib").startswith("0.10."):
+    _LOOPS = "while-loop-trip-count-annotator,while-loop-invariant-code-motion,simplify-while-loops"
+    _FLAGS = (
+        "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false "
+        f"--xla_disable_hlo_passes={_LOOPS}"
+    )
+    if _FLAGS not in os.environ.get("XLA_FLAGS", ""):  # as it is in pytest's workers, which inherit them
+        os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Python looks less often for cycles among the many objects of a trace: a twentieth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,6 +63,25 @@ def x64():
 def key():
     """The key that a caller of a random routine brings."""
     return jax.random.key(20230)
+
+
+@pytest.fixture(scope="session")
+def on_eight_devices():
+    """Run a program, a path or a text, on eight host devices in a process of its own; what it prints comes back."""
+
+    def run(program):
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+        # With fewer threads than devices, which JAX takes from NPROC, collectives would wait for each other for ever.
+        settings = {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
+        environment = {**os.environ, **settings, "PYTHONPATH": str(Path(__file__).parents[1])}
+        arguments = [str(program)] if isinstance(program, Path) else ["-c", textwrap.dedent(program)]
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.strip()
+
+    return run
 
 
 @pytest.fixture(scope="session")

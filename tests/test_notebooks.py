@@ -30,7 +30,7 @@ def executed(path, size, *, seconds):
         "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     if size == "full":
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
+        environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
     client = NotebookClient(notebook, timeout=seconds, kernel_name="python3")
     return client.execute(env=environment, cwd=str(FOLDER))
 

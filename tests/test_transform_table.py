@@ -1,9 +1,6 @@
 """The table of transforms: every public function of the lower floors under every transformation of JAX."""
 
-import os
-import subprocess
 import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -288,10 +285,5 @@ SHARDED = """
 """
 
 
-def test_eight_virtual_devices():
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SHARDED)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip().endswith("same")
+def test_eight_virtual_devices(on_eight_devices):
+    assert on_eight_devices(SHARDED).endswith("same")

@@ -1,26 +1,15 @@
 """Vectors keep their shardings, nothing is gathered, and a pass of orthogonalisation is one all-reduce."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
-def found():
-    """What the programs say, run on eight host devices, whose collectives need as many of the threads of NPROC."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiled sooner by a fifth
-    settings = {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
-    environment = {**os.environ, **settings, "PYTHONPATH": str(HERE.parents[1])}
-    command = [sys.executable, str(HERE / "sharded_programs.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout)
+def found(on_eight_devices):
+    """What the programs say."""
+    said = json.loads(on_eight_devices(Path(__file__).with_name("sharded_programs.py")))
     assert said["devices"] == 8
     return said
 

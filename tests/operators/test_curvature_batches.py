@@ -1,10 +1,5 @@
 """Curvature over mini-batched data: closed forms, weights, precision, memory, devices."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,12 +176,5 @@ SHARDED = """
 """
 
 
-def test_batches_on_eight_virtual_devices():
-    # with fewer threads than devices, the collectives of JAX's CPU backend wait for each other for ever
-    extra = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "NPROC": "16"}
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SHARDED)],
-        env={**os.environ, **extra}, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "same"
+def test_batches_on_eight_virtual_devices(on_eight_devices):
+    assert on_eight_devices(SHARDED) == "same"

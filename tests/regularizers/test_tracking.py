@@ -1,9 +1,6 @@
 """Values that are followed with a tolerance, against LAPACK's in float64: drift, abrupt changes, degenerate cases."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -371,7 +368,5 @@ for name, w in params.items():
 """
 
 
-def test_parameters_that_are_sharded_over_devices():
-    """On eight host devices; their collectives need as many threads, which JAX takes from NPROC."""
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16"}
-    subprocess.run([sys.executable, "-c", SHARDED], env=os.environ | settings, check=True, timeout=300)
+def test_parameters_that_are_sharded_over_devices(on_eight_devices):
+    on_eight_devices(SHARDED)
