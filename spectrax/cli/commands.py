@@ -26,6 +26,12 @@ def _input_checks() -> Iterator[None]:
         raise BadInputError(str(error)) from error
 
 
+def _split(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool, bool]:
+    """What was given of a configuration, whether to keep silent, and whether to overwrite."""
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
+    return given, given.pop("quiet", False), given.pop("overwrite", False)
+
+
 def train(arguments: argparse.Namespace) -> int:
     """Train a network, or go on with a run.
 
@@ -40,9 +46,7 @@ def train(arguments: argparse.Namespace) -> int:
     """
     from spectrax.training import TrainingConfig, runs
 
-    given = {name: value for name, value in vars(arguments).items() if name != "command"}
-    quiet = given.pop("quiet", False)
-    overwrite = given.pop("overwrite", False)
+    given, quiet, overwrite = _split(arguments)
     if "resume" in given:
         return _resume(Path(given.pop("resume")), given, overwrite=overwrite, quiet=quiet)
     with _input_checks():
@@ -112,8 +116,7 @@ def landscape(arguments: argparse.Namespace) -> int:
     from spectrax.training import TrainingConfig, landscape, subject
     from spectrax.training.progress import Progress
 
-    given = {name: value for name, value in vars(arguments).items() if name != "command"}
-    quiet, overwrite = given.pop("quiet", False), given.pop("overwrite", False)
+    given, quiet, overwrite = _split(arguments)
     own = {name: given.pop(name) for name in _MODEL_OPTIONS if name in given}
     rhos = tuple(given.pop("rho")) if "rho" in given else None
     with _input_checks():
@@ -158,8 +161,7 @@ def spectrum(arguments: argparse.Namespace) -> int:
     from spectrax.survey import SpectrumConfig, runs
     from spectrax.training.progress import Progress
 
-    given = {name: value for name, value in vars(arguments).items() if name != "command"}
-    quiet, overwrite = given.pop("quiet", False), given.pop("overwrite", False)
+    given, quiet, overwrite = _split(arguments)
     given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     with _input_checks():
         prepared = runs.prepare(SpectrumConfig(**given), overwrite=overwrite)

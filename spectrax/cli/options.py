@@ -8,15 +8,17 @@ from typing import Any
 
 
 class _Options:
-    """Adds options to the groups of a parser; the defaults of a configuration stand in their help."""
+    """The parser of a command, and groups of options in it; the defaults of a configuration stand in their help."""
 
-    def __init__(self, parser: argparse.ArgumentParser, configuration: type):
-        self._parser, self.group = parser, parser.add_argument_group()
+    def __init__(self, commands: Any, command: str, configuration: type, **texts: str):
+        self.parser = commands.add_parser(command, argument_default=argparse.SUPPRESS, allow_abbrev=False, **texts)
+        self.parser.set_defaults(command=command)
+        self.group = self.parser.add_argument_group()
         self._defaults = {field.name: field.default for field in dataclasses.fields(configuration)}
 
     def begin(self, title: str) -> None:
         """Begin a group; what is added from now on belongs to it."""
-        self.group = self._parser.add_argument_group(title)
+        self.group = self.parser.add_argument_group(title)
 
     def add(self, name: str, text: str, *, field: str = "", default: Any = None, **options: Any) -> None:
         """Add an option; `field` is that of the configuration, if it has another name."""
@@ -45,17 +47,15 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_train(commands: Any) -> None:
     from spectrax.training import configuration, data
 
-    parser = commands.add_parser(
+    options = _Options(
+        commands,
         "train",
+        configuration.TrainingConfig,
         help="train a network with a spectral penalty",
         description="Train a network on images with a penalty on the spectra of its layers, and measure what it did. "
         "The run's records, checkpoints and plots go into a directory. Ctrl-C saves a checkpoint; --resume goes on.",
         epilog="Exit codes: 0 finished; 1 a loss or a parameter was not finite; 2 bad input; 130 stopped by Ctrl-C.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
-    parser.set_defaults(command="train")
-    options = _Options(parser, configuration.TrainingConfig)
 
     def from_models(name: str) -> str:
         values = {model: configuration.model_defaults(model)[name] for model in configuration.MODELS}
@@ -133,20 +133,18 @@ def _add_train(commands: Any) -> None:
 def _add_landscape(commands: Any) -> None:
     from spectrax.training import configuration, landscape
 
-    parser = commands.add_parser(
+    options = _Options(
+        commands,
         "landscape",
+        landscape.LandscapeConfig,
         help="report on the loss landscape of a network, layer by layer",
         description="Look at the squared error of a trained network, or of a model before training, in the weights of "
         "each layer: condition numbers, kinks, slices; for the network's own rho and for others on the same weights. "
         "A report that was interrupted goes on when the command is repeated.",
         epilog="Exit codes: 0 finished; 2 bad input; 130 stopped by Ctrl-C.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
-    parser.set_defaults(command="landscape")
-    options = _Options(parser, landscape.LandscapeConfig)
-    parser.add_argument("directory", nargs="?", metavar="RUN", help="a directory that spectrax train wrote")
-    parser.add_argument("--arm", choices=("penalty", "baseline"), help="which of its runs (default: the first)")
+    options.parser.add_argument("directory", nargs="?", metavar="RUN", help="a directory that spectrax train wrote")
+    options.parser.add_argument("--arm", choices=("penalty", "baseline"), help="which of its runs (default: the first)")
     options.begin("a model before training, instead of RUN")
     options.group.add_argument("--model", choices=configuration.MODELS, help="the network")
     options.group.add_argument("--data", metavar="NAME|PATH", help="as for spectrax train (default: mnist5k)")
@@ -177,20 +175,18 @@ def _add_landscape(commands: Any) -> None:
 def _add_spectrum(commands: Any) -> None:
     from spectrax.survey import configuration
 
-    parser = commands.add_parser(
+    options = _Options(
+        commands,
         "spectrum",
+        configuration.SpectrumConfig,
         help="measure the spectra of all matrices of a checkpoint",
         description="Measure the extreme singular values, densities and ranks of each matrix of a checkpoint: .npz, "
         ".npy, .safetensors (also in several files), an Orbax directory, PyTorch, .gguf (extra gguf), .onnx (extra "
         "onnx). Each matrix is written when it is finished, and the same command goes on after an interruption.",
         epilog="Exit codes: 0 finished; 1 a matrix was not finite; 2 bad input; 130 stopped by Ctrl-C. Patterns are "
         "those of a shell; put them in quotes.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
-    parser.set_defaults(command="spectrum")
-    options = _Options(parser, configuration.SpectrumConfig)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the file or directory")
+    options.parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the file or directory")
 
     options.begin("which matrices")
     options.add("include", "names to measure", nargs="+", metavar="PATTERN", default="all")
