@@ -48,6 +48,15 @@ def inexact(name: str, dtype: Any) -> None:
         raise TypeError(f"{name} must have a floating-point or complex dtype, got {jnp.dtype(dtype).name}")
 
 
+def array_arguments(args: tuple) -> None:
+    """Raise `TypeError` unless all leaves of the further arguments of a function are arrays or numbers."""
+    for leaf in jax.tree.leaves(args):
+        if isinstance(leaf, str | type) or not (
+            hasattr(leaf, "dtype") or hasattr(leaf, "__jax_array__") or isinstance(leaf, bool | int | float | complex)
+        ):
+            raise TypeError(f"args must be arrays, got {leaf!r}: bind it to the function with functools.partial")
+
+
 def leading_axis(name: str, tree: Any) -> int:
     """Return the length of the leading axis of all leaves; `ValueError` unless there is one."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

@@ -59,8 +59,8 @@ def run(
 
     Raises:
         ValueError: If the directory is that of another computation (other arguments, another key, an operator whose
-            numbers differ by more than a hundredth), holds something else or cannot be read, an interval is not
-            positive, or there are several processes and the operator lies on no mesh.
+            numbers differ by more than a hundredth), holds something else or cannot be read, or is none; an interval
+            is not positive, or there are several processes and the operator lies on no mesh.
         KeyboardInterrupt: After Ctrl-C, which saves a checkpoint first if there is one process; in several, which may
             be interrupted at different steps, the last checkpoint stands. And under `jax.distributed` after SIGTERM in
             any process, by which clusters announce that they take machines away: all processes agree on the next step
@@ -91,6 +91,13 @@ def run(
     if every_steps is not None:
         checks.positive_integer("every_steps", every_steps)
     directory = Path(directory).absolute()
+    for path in (directory, *directory.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise ValueError(
+                    f"directory must be that of the run, or a new one, got {directory}: {path} is no directory"
+                )
+            break
     _claim(directory, stepwise)
     steps = checkpoints.checkpoint_steps(directory)
     _together("the first look at the directory")
@@ -139,8 +146,8 @@ def _claim(directory: Path, stepwise: Stepwise) -> None:
         atol = 1e-3 * size if math.isfinite(size) else 0.0
         if not np.allclose(mine["sample"], theirs["sample"], rtol=1e-2, atol=atol, equal_nan=True):
             raise ValueError(
-                f"{directory} is the directory of a computation with another operator: norms of an image are "
-                f"{mine['sample']}, were {theirs['sample']}"
+                f"{directory} is the directory of a computation with another operator: norm and component of an image "
+                f"are {mine['sample']}, were {theirs['sample']}"
             )
     elif directory.exists() and any(entry.name != _UNFINISHED for entry in directory.iterdir()):
         raise ValueError(f"{directory} is not empty, and holds no {_NAME}: give each run a directory of its own")

@@ -225,6 +225,7 @@ def masses(
         matrix.size + 1,
     )
     nodes, weights = gauss(extended)
+    resolution = jnp.maximum(resolution, 4 * eps * jnp.maximum(peak, jnp.abs(last)))  # of the node at t, for one
     below = jnp.sum(jnp.where(nodes < t - resolution, weights, 0))
     up_to = jnp.sum(jnp.where(nodes <= t + resolution, weights, 0))
 

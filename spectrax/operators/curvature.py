@@ -4,17 +4,19 @@ Over mini-batched data an operator is the mean of those of the batches, summed i
 data, memory is that of one batch, for a derivative of the operator as well.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.core as jax_core
 import jax.numpy as jnp
 
-from spectrax import checks, layouts, vectors
+from spectrax import checks, explicit_axes, layouts, vectors
 from spectrax.operators.curvature_products import described, gauss_newton_product, hessian_product, linearized
-from spectrax.operators.host_operator import HostOperator, first_structure, is_source
+from spectrax.operators.host_operator import HostOperator, first_batch, is_source
 from spectrax.operators.jacobian import jacobian_operator
 from spectrax.operators.linear_operator import LinearOperator, register
 from spectrax.programs.canonical import canonical
@@ -33,8 +35,8 @@ class CurvatureOperator(LinearOperator):
         """Trace product(params, v, batch, *args), or product(params, v, *args) where there are no batches."""
         params = _checked(params)
         self.in_struct = self.out_struct = layouts.placed(vectors.structure(params), params)
-        batches, weights, *one = _batched(batches, weights)
-        with jax.default_matmul_precision("highest"):
+        with _hint(batches), jax.default_matmul_precision("highest"):
+            batches, weights, *one = _batched(batches, weights)
             hoisted = hoist(product, self.in_struct, self.in_struct, *one, *_structures(args))
         self.program, self.consts = hoisted.program, hoisted.consts
         self.params, self.batches, self.weights, self.args = params, batches, weights, args
@@ -56,7 +58,9 @@ class CurvatureOperator(LinearOperator):
             return matvec, matvec
 
         def mean(v):
-            return _mean(self.program, self.consts, self.params, v, self.batches, self.weights, self.args)
+            given = (self.consts, self.params, v, self.batches, self.weights, self.args)
+            run = functools.partial(_mean, self.program)  # a scan runs along no axis that is split on an explicit one
+            return explicit_axes.with_automatic_axes(run, explicit_axes.specs_of(self.params), *given)
 
         return mean, mean
 
@@ -76,10 +80,10 @@ def _operator(product: Callable, params: PyTree, batches: Any, weights: Any, arg
         if weights.ndim != 1:
             raise ValueError(f"weights must be one number for each batch, shape (count,), got {weights.shape}")
         _check_weights(weights)
-    (batch, used), struct = first_structure(batches), vectors.structure(params)
+    (first, used), struct = first_batch(batches), vectors.structure(params)
     with jax.default_matmul_precision("highest"):
-        hoisted = hoist(product, struct, struct, batch, *_structures(args))
-    return HostOperator(hoisted.program, hoisted.consts, params, batches, weights, args, batch, used)
+        hoisted = hoist(product, struct, struct, vectors.structure(first), *_structures(args))
+    return HostOperator(hoisted.program, hoisted.consts, params, batches, weights, args, first, used)
 
 
 def _checked(params: PyTree) -> PyTree:
@@ -96,6 +100,13 @@ def _checked(params: PyTree) -> PyTree:
 def _check_weights(weights: jax.Array) -> None:
     if not jnp.issubdtype(weights.dtype, jnp.floating) and not jnp.issubdtype(weights.dtype, jnp.integer):
         raise TypeError(f"weights must be real numbers, got {weights.dtype.name}")
+    if isinstance(weights, jax_core.Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        if jnp.any(weights < 0):
+            raise ValueError(f"weights must not be negative, got {weights.tolist()}")
+        if not jnp.any(weights != 0):
+            raise ValueError(f"weights must not all be zero, got {weights.tolist()}")
 
 
 def _batched(batches: PyTree, weights: Any) -> tuple:
@@ -116,10 +127,32 @@ def _batched(batches: PyTree, weights: Any) -> tuple:
     return batches, weights, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches)
 
 
+@contextlib.contextmanager
+def _hint(batches: Any) -> Iterator[None]:
+    """Add to an exception what a list of batches, which is stacked like any pytree, would have to be."""
+    try:
+        yield
+    except Exception as error:
+        if _looks_listed(batches):
+            error.add_note(
+                "batches is one pytree whose leaves have a leading axis of batches, or a function that returns an "
+                f"iterator over them: if the {len(batches)} entries of this {type(batches).__name__} are batches, "
+                "stack them by jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches), or give lambda: iter(batches)"
+            )
+        raise
+
+
+def _looks_listed(batches: Any) -> bool:
+    """Say whether the entries could be batches: alike, and more than the arrays of one tuple."""
+    if not isinstance(batches, list | tuple) or not batches:
+        return False
+    structures = {jax.tree.structure(entry) for entry in batches}
+    is_array = jax.tree_util.treedef_is_leaf(next(iter(structures)))
+    return len(structures) == 1 and (isinstance(batches, list) or not is_array)
+
+
 def _structures(args: tuple) -> tuple:
-    for leaf in jax.tree.leaves(args):
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
-            raise TypeError(f"args must be arrays, got {leaf!r}: bind it to the function with functools.partial")
+    checks.array_arguments(args)
     return vectors.structure(args)
 
 
@@ -226,9 +259,10 @@ def hessian_operator(
         added up in 32 bits at least.
 
     Raises:
-        TypeError: If a parameter is complex or an integer, or the loss returns anything but one real number.
+        TypeError: If a parameter is complex or an integer, a further argument is no array, or the loss returns
+            anything but one real number.
         ValueError: If the loss returns an array with axes; if there are no parameters; if the batches' leading axes
-            differ or are empty; if the weights do not fit them.
+            differ or are empty; if the weights do not fit them, or are known and one is negative or all are zero.
 
     Cost:
         A product takes about four evaluations of the loss, for each batch in turn; without batches what does not depend

@@ -187,6 +187,7 @@ def sampled_jacobian(
         TypeError: As `checked_operator`, or if `argnum` is no integer.
         ValueError: As `checked_operator`; or if the leading axes differ, or `argnum` or `select` chooses nothing.
     """
+    checks.array_arguments(args)
     xs = jax.tree.map(jnp.asarray, xs)
     count = checks.leading_axis("xs", xs)
     if isinstance(argnum, bool) or not isinstance(argnum, int):

@@ -2,12 +2,14 @@
 
 import copy
 import functools
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.core as jax_core
 import jax.numpy as jnp
+import numpy as np
 
 from spectrax import checks, layouts, vectors
 from spectrax.operators.linear_operator import LinearOperator
@@ -26,8 +28,8 @@ class HostOperator(LinearOperator):
     `stepwise_eigsh` and `stepwise_density`, and what is computed inside of a compiled program refuses it.
 
     A product raises `ValueError` if there are no batches, the structure of one differs from that of the first, their
-    number from that of another pass or of the weights, or the same iterator is given a second time; under a trace,
-    `TypeError`.
+    number from that of another pass or of the weights, the same iterator is given a second time, or the first batch is
+    not that from which the operator was made; under a trace, `TypeError`.
 
     Attributes:
         in_struct: The structure of the parameters.
@@ -58,7 +60,7 @@ class HostOperator(LinearOperator):
         batches: Batches,
         weights: jax.Array | None,
         args: tuple,
-        batch_struct: PyTree,
+        first: PyTree,
         used: Iterator[PyTree],
     ):
         """Keep what the curvature operators have checked and traced.
@@ -70,14 +72,14 @@ class HostOperator(LinearOperator):
             batches: Returns an iterator over the batches, the same ones at each call.
             weights: Shape (count,), or None.
             args: Further arguments.
-            batch_struct: The structure of a batch.
-            used: The iterator that showed it.
+            first: The first batch.
+            used: The iterator that gave it.
         """
         self.in_struct = self.out_struct = layouts.placed(vectors.structure(params), params)
         self.program, self.consts, self.params, self.args = program, consts, params, args
-        self.batches, self.weights, self.batch_struct = batches, weights, batch_struct
+        self.batches, self.weights, self.batch_struct = batches, weights, vectors.structure(first)
         self._count: int | None = None
-        self._last = used
+        self._last, self._checksums = used, _checksums(first)
 
     @property
     def hermitian(self):
@@ -114,6 +116,11 @@ class HostOperator(LinearOperator):
         count = 0
         for batch in self._fresh():
             checks.same_structure(f"batch {count}", batch, self.batch_struct)
+            if self._count is None and count == 0 and _checksums(batch) != self._checksums:
+                raise ValueError(
+                    "batches() begins with another batch than the call before: it must give the same ones in the same "
+                    "order at each call, and not share one iterator between calls"
+                )
             if self.weights is not None and count >= len(self.weights):
                 raise ValueError(f"there are {len(self.weights)} weights, and more batches than that")
             weight = None if self.weights is None else self.weights[count]
@@ -175,22 +182,33 @@ def is_source(batches: Any) -> bool:
     return callable(batches) and jax.tree_util.treedef_is_leaf(jax.tree.structure(batches))
 
 
-def first_structure(batches: Batches) -> tuple[PyTree, Iterator[PyTree]]:
-    """Return the structure of the first batch, and the iterator that gave it.
+def first_batch(batches: Batches) -> tuple[PyTree, Iterator[PyTree]]:
+    """Return the first batch, and the iterator that gave it.
 
     Args:
         batches: A function that returns an iterator.
 
     Returns:
-        A pytree of `jax.ShapeDtypeStruct`, and an iterator that is no longer fresh.
+        A pytree of arrays, and an iterator that is no longer fresh.
 
     Raises:
         ValueError: If there is no batch.
     """
     iterator = iter(batches())
     for batch in iterator:
-        return vectors.structure(jax.tree.map(jnp.asarray, batch)), iterator
+        return jax.tree.map(jnp.asarray, batch), iterator
     raise ValueError(_EMPTY)
+
+
+def _checksums(batch: PyTree) -> list[int]:
+    """Return a number for each array of a batch by which it is known again, where this process has all of it."""
+
+    def checksum(leaf: jax.Array) -> int:
+        if not leaf.is_fully_addressable or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            return 0
+        return zlib.crc32(np.ascontiguousarray(leaf).tobytes())
+
+    return [checksum(leaf) for leaf in jax.tree.leaves(batch)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -82,15 +82,15 @@ def jacobian_operator(function: Callable, x: PyTree, /, *args: Any) -> LinearOpe
     Args:
         function: A function f(x, *args) of pytrees of arrays.
         x: The point, a pytree of floating-point or complex arrays.
-        *args: Further arguments. The operator can be differentiated with respect to these, to x, and to arrays that f
-            closes over; a function that closes over none keeps `jit` from tracing anew at every call.
+        *args: Further arguments, pytrees of arrays. The operator can be differentiated with respect to these, to x, and
+            to arrays that f closes over; a function that closes over none keeps `jit` from tracing anew at every call.
 
     Returns:
         An operator from the structure of x to the structure of f(x, *args).
 
     Raises:
-        TypeError: If x or the result has an integer dtype, if one is real and the other complex, or if f is complex
-            and not holomorphic.
+        TypeError: If x or the result has an integer dtype, if one is real and the other complex, if f is complex and
+            not holomorphic, or if a further argument is no array: bind that with `functools.partial`.
 
     Cost:
         One product is about one evaluation of f; the linearisation is done once for each call of `products`.
@@ -102,6 +102,7 @@ def jacobian_operator(function: Callable, x: PyTree, /, *args: Any) -> LinearOpe
         >>> J.matvec(jnp.array([1.0, 1.0])).tolist()
         [2.0, 4.0]
     """
+    checks.array_arguments(args)
     point = jax.tree.map(jnp.asarray, x)
     for leaf in jax.tree.leaves(point):
         checks.inexact("x", leaf.dtype)

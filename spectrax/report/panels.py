@@ -9,6 +9,7 @@ import numpy as np
 from spectrax.report.extras import require
 
 INK, GRID = "#333333", "#E4E4E4"
+_LEAST, _MOST = -323.3, 308.25  # the powers of ten between which there are 64-bit numbers
 
 
 def make_panels(
@@ -54,9 +55,33 @@ def log_axis(panel: Any) -> None:
     """Make the y axis logarithmic, where there is something positive to show."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in panel.lines])
     values = values[np.isfinite(values) & (values > 0)]
-    if values.size:
+    if not values.size:
+        return
+    low, high = (math.log10(value) for value in (values.min(), values.max()))
+    room = max(high - low, 2)
+    if low - room > _LEAST and high + room < _MOST:
         panel.set_yscale("log")
         plain_ticks(panel.yaxis, values.min(), values.max())
+    else:
+        _extreme_log_axis(panel, low, high)
+
+
+def _extreme_log_axis(panel: Any, low: float, high: float) -> None:
+    """Set limits and ticks near the ends of the floating-point range, beyond which matplotlib looks for them."""
+    ticker = require("matplotlib.ticker", "drawing plots")
+    margin = max(0.05 * (high - low), 0.2)
+    panel.set_autoscaley_on(False)
+    panel.set_yscale("log")
+    panel.set_ylim(10.0 ** max(low - margin, _LEAST), 10.0 ** min(high + margin, _MOST))
+    powers = np.arange(math.ceil(low), math.floor(high) + 1, max(1, math.ceil((high - low) / 8)))
+    if len(powers) > 1:
+        labels = [rf"$\mathdefault{{10^{{{power}}}}}$" for power in powers]
+    else:
+        powers = np.unique([low, high])
+        labels = [f"{10.0**power:.3g}" for power in powers]
+    panel.yaxis.set_major_locator(ticker.FixedLocator(10.0**powers))
+    panel.yaxis.set_major_formatter(ticker.FixedFormatter(labels))
+    panel.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def plain_ticks(axis: Any, low: float, high: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core as jax_core
 import jax.numpy as jnp
 
 from spectrax import checks, krylov
@@ -97,23 +98,24 @@ class SpectralDensity:
 
         Args:
             points: Real numbers t, of any shape.
-            width: Standard deviation of the Gaussian, a positive number. Default: the distance between the outermost
+            width: Standard deviation of the Gaussian, a positive scalar. Default: the distance between the outermost
                 nodes over the number of steps, about what the quadrature can resolve.
             level: The confidence level, in (0, 1).
 
         Returns:
-            A `Quantity` of kind "estimate", with arrays of the shape of `points`.
+            A `Quantity` of kind "estimate", with arrays of the shape of `points`; NaN for a traced width that is not
+            positive.
 
         Raises:
-            ValueError: If the width is known and not positive.
-            TypeError: If a point is complex.
+            ValueError: If the width is no scalar, or is known and not positive in the dtype of the nodes.
+            TypeError: If a point or the width is complex.
 
         Cost:
             No product; num_points num_probes num_steps exponentials.
         """
         checks.level(level)
-        if isinstance(width, int | float) and not width > 0:
-            raise ValueError(f"width must be larger than 0, got {width}")
+        if width is not None:
+            width = self._width(width)
         return _smoothed(self, self._points(points), width, level)
 
     def cumulative(self, points: Any, /, *, level: float = 0.95) -> Quantity:
@@ -175,6 +177,17 @@ class SpectralDensity:
             raise TypeError(f"points must be real numbers, got dtype {jnp.asarray(points).dtype}")
         return jnp.asarray(points, self.nodes.dtype)
 
+    def _width(self, width: Any) -> Any:
+        if jnp.shape(width):
+            raise ValueError(f"width must be a scalar, got shape {jnp.shape(width)}: use jax.vmap")
+        if jnp.iscomplexobj(width):
+            raise TypeError(f"width must be a real number, got dtype {jnp.asarray(width).dtype}")
+        dtype = self.nodes.dtype
+        if not isinstance(width, jax_core.Tracer) and not float(width) >= float(jnp.finfo(dtype).tiny):
+            bound = f"{float(jnp.finfo(dtype).tiny):.2g}, the least of {dtype.name}," if float(width) > 0 else "0,"
+            raise ValueError(f"width must be larger than {bound} got {width}")
+        return jnp.asarray(width, dtype)
+
 
 def measure(matrix: krylov.Jacobi, spectrum: str) -> tuple[jax.Array, jax.Array]:
     """Return the nodes and weights over the spectrum that the Jacobi matrix of one probe stands for."""
@@ -210,7 +223,7 @@ def _smoothed(found: SpectralDensity, points: jax.Array, width: Any, level: floa
         peak = jnp.max(jnp.abs(nodes))
         least = jnp.where(peak > 0, float(jnp.finfo(nodes.dtype).eps) ** 0.5 * peak, 1)  # where all values are the same
         width = jnp.maximum(span / steps, least)
-    width = jnp.asarray(width, nodes.dtype)
+    width = jnp.where(width > 0, width, jnp.nan)
 
     def bells(nodes: jax.Array) -> jax.Array:
         bell = jnp.exp(-0.5 * jnp.square((points[..., None, None] - nodes) / width))

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from spectrax import checks, explicit_axes, vectors
 from spectrax.operators.dense_jacobians import chunk_options, sampled_jacobian
 from spectrax.operators.jacobian_chunks import ChunkOptions, Chunks, Lines, Sampled, lines_of, over_groups, over_lines
-from spectrax.operators.precision import in_working_precision
 from spectrax.spectrum.functions import power_of_two, scaled_values
 from spectrax.spectrum.methods import FACTORIZED_ENTRIES, FACTORIZED_SIDE, Method, can_be_dense
 from spectrax.spectrum.quantities import condition_number, round_off
@@ -292,7 +291,7 @@ def _iterative_statistics(sampled: Sampled, key: jax.Array, options: _Options) -
 
     def of_sample(given: tuple[PyTree, jax.Array]) -> JacobianSpectrum:
         sample, own_key = given
-        operator, keys = in_working_precision(sampled.at(sample)), jax.random.split(own_key)
+        operator, keys = sampled.at(sample), jax.random.split(own_key)
         found = {}
         if "singular_values" in wanted:
             assert options.k is not None

@@ -221,7 +221,9 @@ def _condition(A: Any, options: dict) -> Quantity:
     singular = (bottom.value <= jnp.maximum(floor, residual)) & (status <= int(Status.AT_ROUND_OFF))
     safe = jnp.where(singular, 1, bottom.value)  # both branches of a where must have finite derivatives
     value = jnp.where(singular, jnp.inf, jnp.where(singular, 0, top.value) / safe)
-    at_least = jnp.where(bottom.upper > 0, top.lower / jnp.where(bottom.upper > 0, bottom.upper, 1), jnp.inf)
+    most = float(jnp.finfo(value.dtype).max)  # a quotient that overflows is known to be that large, and no more
+    at_least = jnp.minimum(top.lower / jnp.where(bottom.upper > 0, bottom.upper, 1), most)
+    at_least = jnp.where(bottom.upper > 0, at_least, jnp.inf)
     lower = jax.lax.stop_gradient(jnp.where(top.value > 0, jnp.maximum(at_least, 1), 1))
     upper = jax.lax.stop_gradient(
         jnp.where(bottom.lower > floor, top.upper / jnp.where(bottom.lower > floor, bottom.lower, 1), jnp.inf)

@@ -16,7 +16,7 @@ from spectrax.krylov.search import Search
 from spectrax.operators import HostOperator, LinearOperator, aslinearoperator
 from spectrax.operators.precision import in_working_precision
 from spectrax.programs.hoisting import FrozenTree
-from spectrax.results import EighResult, SVDResult
+from spectrax.results import EighResult, Status, SVDResult
 from spectrax.spectrum import decomposition
 from spectrax.spectrum.eigsh import concluded as concluded_pairs
 from spectrax.spectrum.eigsh import square_operator
@@ -97,7 +97,7 @@ class Stepwise(abc.ABC, Generic[State, Result]):
         }
 
     def sample(self) -> list[float]:
-        """Return some numbers that depend on all of the operator: norms of a vector's image, from one product.
+        """Return some numbers that depend on all of the operator: the norm of a vector's image, and a component of it.
 
         Returns:
             Numbers that are the same for the same operator but for round-off.
@@ -205,7 +205,8 @@ def stepwise_eigsh(
 
     Raises:
         ValueError: As `eigsh` does.
-        TypeError: As `eigsh` does; if the method is not `Lanczos`.
+        TypeError: As `eigsh` does; if the method is not `Lanczos`, or A was made from a `HostOperator`, such as its
+            multiple: put factors into the loss, or scale the results.
 
     Cost:
         That of `eigsh`, and for each step one start of a compiled program, with what it computes once for all its
@@ -257,7 +258,7 @@ def stepwise_svds(
 
     Raises:
         ValueError: As `svds` does.
-        TypeError: As `svds` does; if the method is not `Lanczos`, or A is a `HostOperator`.
+        TypeError: As `svds` does; if the method is not `Lanczos`, or A is a `HostOperator` or made from one.
 
     Cost:
         As for `stepwise_eigsh`.
@@ -294,7 +295,7 @@ def _lanczos(method: Lanczos | None) -> Lanczos:
 
 def _search(given, operator, k, which, key, method, tol, max_matvecs, v0, *, hermitian: bool) -> StepwiseSearch:
     checks.key("key", key)
-    check_axes(operator)
+    check_host("stepwise_eigsh" if hermitian else "stepwise_svds", operator)
     if v0 is not None:
         v0 = decomposition.stack_of(v0, tall_side(operator).in_struct)
     plan = plan_of(
@@ -304,9 +305,25 @@ def _search(given, operator, k, which, key, method, tol, max_matvecs, v0, *, her
     return StepwiseSearch(plan, operator, key, v0, hermitian=hermitian)
 
 
-def check_axes(operator: LinearOperator) -> None:
-    """Raise `ValueError` if an operator whose products run on the host has arrays on a mesh with explicit axes."""
-    if isinstance(operator, HostOperator):
+def check_host(name: str, operator: LinearOperator) -> None:
+    """Raise if products that run on the host are part of another operator, or have arrays on explicit axes.
+
+    Args:
+        name: Of the function, for the message.
+        operator: Any operator.
+
+    Raises:
+        TypeError: If the operator was made from a `HostOperator`, such as its multiple.
+        ValueError: If it is one and has arrays on a mesh with explicit axes.
+    """
+    if not isinstance(operator, HostOperator):
+        parts = jax.tree.leaves(operator, is_leaf=lambda node: isinstance(node, HostOperator))
+        if any(isinstance(part, HostOperator) for part in parts):
+            raise TypeError(
+                f"{name} takes an operator over the batches of an iterator as it is, got one that was made from it "
+                f"({type(operator).__name__}): put factors and sums into the loss, or scale the results"
+            )
+    else:
         checks.automatic_axes("the operator over the batches of an iterator", operator)
 
 
@@ -344,16 +361,22 @@ def _with_image(task: krylov.Task, state: Search, image: PyTree) -> Search:
 
 def _concluded(plan: Plan, task: krylov.Task, operator: LinearOperator, state: Search) -> Any:
     found = extremes.finalize(task, state)
-    return (concluded_pairs if task.hermitian else decomposition.concluded)(plan, operator, found)
+    result: Any = (concluded_pairs if task.hermitian else decomposition.concluded)(plan, operator, found)
+    name, stack = ("eigenvalues", result.eigenvectors) if task.hermitian else ("s", result.v)
+    absent = vectors.stack_norms(stack) < 0.5  # of a basis that has fewer directions yet
+    known = {part: jnp.where(absent, jnp.nan, getattr(result, part)) for part in (name, "residuals")}
+    status = jnp.where(jnp.any(absent), jnp.maximum(result.status, int(Status.NOT_CONVERGED)), result.status)
+    return result._replace(**known, converged=result.converged & ~absent, status=status.astype(jnp.int32))
 
 
 _concluded_at_once = jax.jit(_concluded, static_argnums=(0, 1))
 
 
-def _sample(operator: LinearOperator, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sample(operator: LinearOperator, key: jax.Array) -> tuple[jax.Array, ...]:
     image = operator.matvec(vectors.normal(jax.random.fold_in(key, 11), operator.in_struct))
     other = vectors.normal(jax.random.fold_in(key, 12), operator.out_struct)
-    return vectors.norm(image), jnp.abs(vectors.vdot(other, image))
+    inner = vectors.vdot(other, image)
+    return vectors.norm(image), *((inner.real, inner.imag) if vectors.is_complex(inner.dtype) else (inner,))
 
 
 _sample_at_once = jax.jit(_sample)

@@ -14,7 +14,7 @@ from spectrax.operators.precision import in_working_precision
 from spectrax.programs.hoisting import FrozenTree
 from spectrax.spectrum.density import SpectralDensity
 from spectrax.spectrum.plans import own_eps
-from spectrax.spectrum.stepwise import Stepwise, check_axes, tall_side
+from spectrax.spectrum.stepwise import Stepwise, check_host, tall_side
 from spectrax.spectrum.stochastic_quadrature import SPECTRA, Finished, SpectrumPlan, check_square, collected, finished
 
 PyTree = Any
@@ -123,7 +123,8 @@ def stepwise_density(
 
     Raises:
         ValueError: As `spectral_density` does; if `batch_size` does not divide `num_probes`.
-        TypeError: As `spectral_density` does; for the singular values of a `HostOperator`.
+        TypeError: As `spectral_density` does; for the singular values of a `HostOperator`, or if A was
+            made from one, such as its multiple.
 
     Cost:
         That of `spectral_density`. A state of a `HostOperator` holds the bases of the probes that are under way,
@@ -150,7 +151,7 @@ def stepwise_density(
         raise TypeError(
             "the singular values of a symmetric operator over an iterator are the moduli of its eigenvalues"
         )
-    check_axes(operator)
+    check_host("stepwise_density", operator)
     checks.key("key", key)
     checks.positive_integer("num_probes", num_probes)
     checks.positive_integer("num_steps", num_steps)

@@ -119,7 +119,7 @@ def _dense(array: jax.Array, tall: np.ndarray, config: SpectrumConfig) -> dict[s
     s = np.asarray(result.s, float)
     found |= _largest(verified(result, min(config.k, s.size), tall, _tol(config, array)), array, exact=True)
     if config.wants_bottom:
-        found["sigma_min"] = _smallest(result, _tol(config, array), exact=True)
+        found["sigma_min"] = _smallest(result, _tol(config, array), array, exact=True)
     return found | (_whole(s, array, config) if config.wants_whole else {})
 
 
@@ -145,7 +145,7 @@ def _iterative(
         _compare(found["sigma_max"], whole, 0, array)
     if config.wants_bottom and small:
         found["sigma_min"] = _smallest(
-            jax.device_get(_bottom(array, seeds, config.tol)), _tol(config, array), exact=False
+            jax.device_get(_bottom(array, seeds, config.tol)), _tol(config, array), array, exact=False
         )
         _compare(found["sigma_min"], whole, -1, array)
     if not small:
@@ -213,11 +213,12 @@ def _largest(top: dict[str, Any], array: jax.Array, *, exact: bool) -> dict[str,
     return {"sigma_max": entry, "top": [{"value": v, "residual": r, "converged": bool(c)} for v, r, c in each]}
 
 
-def _smallest(result: SVDResult, tol: float, *, exact: bool) -> dict[str, Any]:
+def _smallest(result: SVDResult, tol: float, array: jax.Array, *, exact: bool) -> dict[str, Any]:
     value, residual = float(result.s[-1]), float(result.residuals[-1])
     status = status_of(result, slice(-1, None), tol)
     good = bool(result.converged[-1]) and math.isfinite(value)
-    margin = math.sqrt(0.5) * residual
+    # Entries below the smallest normal number count as zero, those that a scale took there among them.
+    margin = math.sqrt(0.5) * residual + math.sqrt(array.size) * float(jnp.finfo(array.dtype).tiny)
     return {
         "value": value, "residual": residual, "converged": good, "kind": "exact" if exact and good else "upper",
         "lower": max(value - margin, 0.0) if exact and good else 0.0, "upper": value + margin,

@@ -104,6 +104,7 @@ def test_the_directory_of_another_run_is_refused(key, tmp_path):
         (sx.stepwise_eigsh(S, 3, which="largest", key=key), "plan is"),
         (sx.stepwise_eigsh(S[:40, :40], 2, which="largest", key=key, method=sx.Lanczos(subspace_size=10)), "input is"),
         (search(key, 1.1 * S), "another operator"),
+        (search(key, -S), "another operator"),
     ):
         with pytest.raises(ValueError, match=match):
             long_runs.run(wrong, tmp_path / "run")
@@ -130,3 +131,12 @@ def test_what_a_crash_leaves_of_the_description(key, tmp_path):
 def test_intervals_are_positive(options, key, tmp_path):
     with pytest.raises(ValueError, match="every"):
         long_runs.run(search(key), tmp_path, **options)
+
+
+def test_a_file_is_no_directory(key, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for path in (file, file / "run"):
+        with pytest.raises(ValueError, match=r"got .*: .*notes\.txt is no directory"):
+            long_runs.run(search(key), path)
+    assert file.read_text() == "mine"

@@ -222,6 +222,12 @@ def explicit():
         placed_matrix, 1, which="smallest", preconditioner=inverse, method=sx.Davidson(max_steps=32), key=key
     )
     found["preconditioned"] = float(abs(bottom.s[0] - exact[-1]) / exact[-1])
+    batches = jax.device_put(np.float32(rng.normal(size=(4, 8, 32))), NamedSharding(typed, PartitionSpec("data")))
+    point = jax.device_put(matrix[0], NamedSharding(typed, PartitionSpec("model")))
+    curved = sx.hessian_operator(lambda p, x: jnp.mean(jnp.tanh(x @ p) ** 2), point, batches=batches)
+    whole = sx.hessian_operator(lambda p, x: jnp.mean(jnp.tanh(x @ p) ** 2), matrix[0], batches=np.asarray(batches))
+    exact_hessian = np.asarray(whole.to_dense())
+    found["batches"] = float(np.abs(np.asarray(curved.to_dense()) - exact_hessian).max() / np.abs(exact_hessian).max())
     product = sx.product_log_singular_values([placed_gram, placed_gram]).log_values
     found["product"] = float(np.abs(np.exp(product) * 64**2 / exact**4 - 1).max() / 4)
     search = sx.stepwise_eigsh(placed_gram, 2, which="largest", method=LANCZOS, key=key)

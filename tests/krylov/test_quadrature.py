@@ -130,6 +130,17 @@ def test_masses_at_a_node_of_the_gauss_quadrature(x64):
     assert_allclose(up_to, total[2:], atol=1e-12)
 
 
+def test_masses_far_beyond_a_single_node():
+    """The node at the point is rounded as the point is, however small the resolution of the others."""
+    matrix, _ = hermitian_matrix(np.linspace(-1, 1, 10))
+    matrix = matrix.astype("float32")
+    for seed in range(20):
+        one = jacobi(matrix, vector(10, seed).astype("float32"), steps=1, hermitian=True)
+        points = np.linspace(1.1, 40, 50, dtype="float32")
+        assert_allclose(masses(one, points)[1], 1, rtol=1e-6)
+        assert_allclose(masses(one, -points)[0], 0, atol=1e-6)
+
+
 BREAKDOWNS = {
     "identity": (np.eye(5), [1.0]),
     "zero": (np.zeros((5, 5)), [0.0]),

@@ -65,6 +65,7 @@ def test_results_are_those_of_one_device_and_lie_as_the_operator_does(found, nam
 def test_explicit_axes(found):
     """What is computed on arrays whose shardings are part of their types, under `jit`, is what one device gives."""
     assert found["explicit"]["types"][:3] == ["float32[2,64@data]", "float32[2,32@model]", "float32[2]"]
+    assert "batches" in found["explicit"]["differences"]
     for name, difference in found["explicit"]["differences"].items():
         assert difference <= 2e-5, name
 

@@ -178,3 +178,41 @@ SHARDED = """
 
 def test_batches_on_eight_virtual_devices(on_eight_devices):
     assert on_eight_devices(SHARDED) == "same"
+
+
+def notes_of(batches, loss=squared_error):
+    with pytest.raises((TypeError, ValueError)) as found:
+        sx.hessian_operator(loss, jnp.ones(5), batches=batches)
+    return "".join(getattr(found.value, "__notes__", []))
+
+
+def test_a_list_of_batches_is_told_what_batches_are():
+    """It is a pytree as any other, whose leaves are stacked along their rows."""
+    x, y = (jnp.asarray(a, jnp.float32) for a in (X, Y))
+    one, short = (x[0], y[0]), (x[1, :2], y[1, :2])
+    for batches in ([one, one], (one, one), [one, short]):
+        assert "or give lambda: iter(batches)" in notes_of(batches)
+    assert "or give lambda: iter(batches)" in notes_of([x[0], x[1]], lambda w, batch: jnp.sum(batch @ w))
+    assert "stack" not in notes_of((x, y), lambda w, batch: batch[0] @ w)  # wrong for another reason
+    stacked = sx.hessian_operator(squared_error, jnp.ones(5), batches=(x, y)).to_dense()
+    assert_allclose(sx.hessian_operator(squared_error, jnp.ones(5), batches=[x, y]).to_dense(), stacked)
+
+
+@pytest.mark.parametrize("over_iterator", [False, True])
+def test_weights_that_are_no_weights(over_iterator):
+    x, y = (jnp.asarray(a, jnp.float32) for a in (X, Y))
+    batches = (lambda: iter(zip(x, y, strict=True))) if over_iterator else (x, y)
+
+    def product(weights):
+        return sx.hessian_operator(squared_error, jnp.ones(5), batches=batches, weights=weights).matvec(jnp.ones(5))
+
+    for weights in ([1, -1, 3], np.array([-0.5, 1, 1]), jnp.array([1.0, 2.0, -1e-9])):
+        with pytest.raises(ValueError, match="weights must not be negative, got"):
+            product(jnp.asarray(weights))
+    for weights in (jnp.zeros(3), jnp.zeros(3, int)):
+        with pytest.raises(ValueError, match="weights must not all be zero, got"):
+            product(weights)
+    assert jnp.isfinite(product(jnp.array([0.0, 0.0, 1.0]))).all()
+    if not over_iterator:  # traced ones are not known
+        expected = 3 * product(jnp.array([0.0, 0.0, 1.0])) - 2 * product(jnp.array([1.0, 0.0, 0.0]))
+        assert_allclose(jax.jit(product)(jnp.array([-2.0, 0.0, 3.0])), expected, rtol=1e-4, atol=1e-5)

@@ -328,3 +328,18 @@ def test_closures_over_arrays_on_explicit_axes_are_refused():
             assert jnp.all(jnp.isfinite(jax.tree.leaves(function(jnp.sin, xs))[0]))
             with pytest.raises(ValueError, match="give the function its arrays as arguments"):
                 function(lambda x: jnp.sin(x) * xs[0], xs)
+
+
+@pytest.mark.parametrize("value", ["a", len, jnp.float32, {"mode": "mean"}])
+def test_arguments_that_are_no_arrays(value):
+    def f(x, how):
+        return 2 * x
+
+    x = jnp.ones((2, 3))
+    for make in (sx.jacobian, sx.batched_jacobian, sx.jacobian_operator, sx.jacobian_spectrum):
+        with pytest.raises(TypeError, match=r"args must be arrays, got .*: bind it to the function with functools"):
+            make(f, x, value)
+    with pytest.raises(TypeError, match="args must be arrays"):
+        sx.batched_jacobian(f, x, value, argnum=1)
+    for fine in (None, 1, np.float32(2), jax.random.key(0)):
+        assert sx.jacobian(f, x[0], fine).shape == (3, 3)

@@ -344,3 +344,14 @@ def test_wrong_operands():
         cumulative.to_dense(chunk_size=0)
     with pytest.raises(TypeError, match="chunk_size must be an integer"):
         cumulative.H.to_dense(chunk_size=2.5)
+
+
+def test_closing_products_are_batched_but_for_tpus():
+    W = np.random.default_rng(5).normal(size=(4, 3)).astype("float32")
+    operator = sx.aslinearoperator(lambda v: W @ v, jax.ShapeDtypeStruct((3,), jnp.float32))
+    matmat, _ = operator.fixed_block_products()
+    stack = jnp.arange(6.0).reshape(2, 3)
+    assert_allclose(matmat(stack), stack @ W.T, rtol=1e-5)
+    for platform, loops in (("cpu", 0), ("tpu", 1)):
+        text = jax.export.export(jax.jit(matmat), platforms=(platform,))(stack).mlir_module()
+        assert text.count("stablehlo.while") == loops

@@ -93,3 +93,28 @@ def test_a_page_of_zeros_and_of_what_is_not_finite():
     assert "not finite" in page
     assert "&lt;why&gt;" in page
     assert spectrum_page(result | {"layers": [bad]}).count("<img") == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([6e300, 7e-300], ["10^{-299}", "10^{-224}", "10^{226}"]),
+        ([1.7e308], ["1.7e+308"]),
+        ([1.7e308, 5e-324], ["10^{-323}"]),
+        ([1e307, 1.7e308], ["10^{307}", "10^{308}"]),
+        ([5e-324, 2e-320], ["10^{-323}", "10^{-320}"]),
+        ([1.0, 1e300], ["10^{0}", "10^{38}"]),
+    ],
+)
+def test_values_near_the_ends_of_the_floating_point_range(values, labels):
+    """Their margins and the ticks beyond them would overflow; in the picture stands each value, between the limits."""
+    figure = depth_figure([layer(f"blk.{i}.w", sigma_max=value) for i, value in enumerate(values)])
+    panel = figure.axes[0]
+    figure.savefig(io.BytesIO(), format="png")
+    low, high = panel.get_ylim()
+    assert panel.get_yscale() == "log"
+    assert 0 < low <= min(values) < high < math.inf
+    assert max(values) <= high
+    shown = " ".join(text.get_text() for text in panel.get_yticklabels())
+    assert all(label in shown for label in labels), shown

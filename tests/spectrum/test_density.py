@@ -321,3 +321,23 @@ def test_sums_know_of_the_round_off_of_products():
     # a function that is not defined below zero has an interval nevertheless
     root = sx.spectral_density(jnp.zeros((30, 30)), key=KEY, num_probes=2, num_steps=4).sum(jnp.sqrt)
     assert float(root.lower) <= 0 <= float(root.upper)
+
+
+def test_widths_that_are_not_positive():
+    found = sx.spectral_density(jnp.diag(jnp.arange(20.0)), key=KEY, num_probes=2, num_steps=6)
+    expected = found.density(3.0, width=0.5)
+    for width in (np.float32(0.5), jnp.asarray(0.5)):
+        assert_allclose(found.density(3.0, width=width).value, expected.value, rtol=1e-6)
+    for width in (-1.0, 0, jnp.asarray(-1.0), np.float32(0), np.float64(math.nan)):
+        with pytest.raises(ValueError, match="width must be larger than 0, got"):
+            found.density(3.0, width=width)
+    with pytest.raises(ValueError, match="the least of float32, got 1e-50"):
+        found.density(3.0, width=1e-50)
+    with pytest.raises(ValueError, match=r"width must be a scalar, got shape \(2,\): use jax\.vmap"):
+        found.density(3.0, width=jnp.ones(2))
+    with pytest.raises(TypeError, match="width must be a real number"):
+        found.density(3.0, width=1j)
+    traced = jax.vmap(lambda width: found.density(3.0, width=width))(jnp.array([0.5, 0.0, -1.0, jnp.nan]))
+    for numbers, first in ((traced.value, expected.value), (traced.lower, expected.lower)):
+        assert_allclose(numbers, [first, math.nan, math.nan, math.nan], rtol=1e-5)
+    assert_allclose(traced.upper, [expected.upper, math.nan, math.nan, math.nan], rtol=1e-5)

@@ -118,6 +118,18 @@ def test_half_precision_and_complex_functions(x64):
     assert_allclose(norms, found.frobenius_norm, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_iterations_in_half_precision(dtype):
+    """Converged at the round-off of the products, as `svds` is of the operator of one sample."""
+    W = jnp.asarray(np.random.default_rng(0).normal(size=(40, 30)), dtype)
+    exact = np.linalg.svd(np.asarray(W, np.float64), compute_uv=False)
+    found = sx.jacobian_spectrum(lambda x: W @ x, jnp.ones((1, 30), dtype), k=2, key=KEY)
+    assert found.converged.all()
+    assert found.singular_values.dtype == jnp.float32
+    assert_allclose(found.singular_values[0], exact[:2], rtol=1e-3)
+    assert_allclose(found.condition_number, exact[0] / exact[-1], rtol=1e-2)
+
+
 @pytest.mark.parametrize("statistics", ["condition_number", "frobenius_norm"])
 def test_derivatives(statistics, x64):
     xs, weights = data(np.random.default_rng(3), count=3)

@@ -133,6 +133,12 @@ def test_singular_at_round_off_of_the_dtype(dtype):
     assert_allclose(found, truth[0] / truth[-1], rtol=100 * 30 * np.finfo(np.float32).eps)
 
 
+def test_a_condition_number_beyond_the_dtype_has_a_finite_lower_bound():
+    found = sx.condition_number(jnp.diag(jnp.array([1e30, 1.0, 1e-30])), full=True)
+    assert np.isinf(found.value)
+    assert 1e37 < found.lower < np.inf
+
+
 def test_gradients(x64):
     matrix = testing.with_singular_values(KEY, np.geomspace(3, 0.5, 7), (9, 7), "float64").to_dense()
     u, s, vh = np.linalg.svd(matrix, full_matrices=False)

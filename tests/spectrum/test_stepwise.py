@@ -67,6 +67,23 @@ def test_singular_triplets(turned, key):
     assert_allclose(found.s, np.linalg.svd(M, compute_uv=False)[:2], rtol=1e-5)
 
 
+def test_what_is_not_known_yet_is_nan(key, x64):
+    """Before there are as many directions as values are wanted: no vector of zeros is called converged."""
+    method = sx.Lanczos(subspace_size=12)
+    iterated = over_iterator()
+    for make, A in ((sx.stepwise_eigsh, S), (sx.stepwise_svds, M), (sx.stepwise_eigsh, iterated)):
+        options = {} if make is sx.stepwise_svds else {"which": "largest"}
+        stepwise = make(A, 3, key=key, method=method, **options)
+        state = stepwise.init()
+        for missing in ([False, True, True], [False, False, True] if A is iterated else [False] * 3):
+            found = stepwise.result(state)
+            values = found.eigenvalues if "which" in options else found.s
+            assert not found.converged.any() or not any(missing)
+            assert np.isnan(values).tolist() == np.isnan(found.residuals).tolist() == missing
+            assert found.status == sx.Status.NOT_CONVERGED or not any(missing)
+            state = stepwise.advance(state)
+
+
 @pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"spectrum": "singular_values"}])
 def test_densities(options, key, x64):
     options = {"key": key, "num_probes": 4, "num_steps": 8, **options}
@@ -174,6 +191,10 @@ def test_what_is_no_iterator_over_the_same_batches(x64):
     H = over_iterator(lambda: used)  # which takes the first batch already, to see what one is
     with pytest.raises(ValueError, match="twice"):
         H.matvec(H.params)
+    shared = batches()
+    H = over_iterator(lambda: (batch for batch in shared))
+    with pytest.raises(ValueError, match="begins with another batch"):
+        H.to_dense()
     uneven = [*batches(), (X[0, :3], Y[0, :3])]
     with pytest.raises(ValueError, match="batch 5"):
         over_iterator(lambda: iter(uneven)).to_dense()
@@ -195,7 +216,6 @@ def test_compiled_functions_name_the_stepwise_ones(key, x64):
         lambda: sx.spectral_density(H, key=key),
         lambda: sx.trace(H, key=key, max_matvecs=10),
         lambda: sx.logdet(H, key=key),
-        lambda: sx.stepwise_eigsh(2 * H, which="largest", key=key).run(),
         lambda: jax.jit(H.matvec)(H.params),
     ):
         with pytest.raises(TypeError, match=r"stepwise_eigsh.*stepwise_density"):
@@ -217,3 +237,16 @@ def test_arguments(key):
         sx.stepwise_density(matrix, key=key, num_probes=4, batch_size=3)
     with pytest.raises(ValueError, match="square"):
         sx.stepwise_density(jnp.asarray(M), key=key)
+
+
+def test_what_is_made_from_an_operator_over_an_iterator(key):
+    H = over_iterator(dtype="float32")
+    for made, name in ((2 * H, "ScaledOperator"), (H + H, "SumOperator"), (H.H, "AdjointOperator")):
+        says = rf"takes an operator .* as it is, got .* \({name}\): put factors and sums into the loss, or scale"
+        for function, options in (
+            (sx.stepwise_eigsh, {"which": "largest"}),
+            (sx.stepwise_svds, {}),
+            (sx.stepwise_density, {"num_probes": 2, "num_steps": 3}),
+        ):
+            with pytest.raises(TypeError, match=f"{function.__name__} {says}"):
+                function(made, key=key, **options)

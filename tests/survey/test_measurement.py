@@ -107,6 +107,12 @@ def test_singular_matrices_have_an_infinite_condition_number_with_a_bound(method
     assert zero["stable_rank"]["value"] == zero["effective_rank"]["value"] == zero["rank"]["value"] == 0
 
 
+def test_entries_that_a_scale_takes_to_zero_are_within_the_bounds():
+    record = found(np.diag(np.float32([1e30, 1, 1e-30])), method="dense")
+    assert record["sigma_min"]["lower"] <= 1e-30 <= record["sigma_min"]["upper"]
+    assert record["condition_number"]["lower"] <= 1e60 <= record["condition_number"]["upper"]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scale", [1e-35, 1e35, 1e-300])
 def test_numbers_of_any_size(method, scale):
