@@ -139,7 +139,7 @@ def test_the_hermitian_factorisation_holds_at_every_step(dtype, width, x64):
             assert float(state.mismatch) < 1e-13
 
 
-@pytest.mark.parametrize("which", ["largest", "smallest", "largest_magnitude"])
+@pytest.mark.parametrize("which", ["largest", pytest.param("smallest", marks=pytest.mark.slow), "largest_magnitude"])
 @pytest.mark.parametrize("width", [1, 3])
 def test_eigenpairs(which, width, x64):
     values = np.r_[[-4.0, -4.0], np.linspace(-3, 2.5, N - 4), [3.9, 3.9]]

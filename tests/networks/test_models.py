@@ -147,6 +147,7 @@ def test_initial_weights_keep_the_second_moment(rho, low, high, key):
     assert low < float(jnp.mean(jax.jit(jax.vmap(ratio))(jax.random.split(key, 16)))) < high
 
 
+@pytest.mark.slow
 def test_resnet_without_normalisation_learns_the_digits(digits):
     images, labels = digits
     net = models.resnet(10, width=8, depth=8)

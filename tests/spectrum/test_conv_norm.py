@@ -54,14 +54,18 @@ CASES = {
 }
 
 
-ROUGH = ("same", "strides, circular", "depthwise", "wraps")  # the cases that are looked at in 32 bits too
+ROUGH = ("same", "strides, circular", "depthwise", "wraps")  # the cases that are looked at in 32 bits, too or first
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), [*((case, np.float64) for case in CASES), *((case, np.float32) for case in ROUGH)]
+    ("case", "dtype"),
+    [
+        *(pytest.param(case, np.float64, marks=pytest.mark.slow if case in ROUGH else []) for case in CASES),
+        *((case, np.float32) for case in ROUGH),
+    ],
 )
 def test_no_bound_is_below_the_norm(case, dtype, convolution_matrix, x64):
-    """2,128 random kernels over all cases: rough ones, smooth ones, positive ones and ones of rank one."""
+    """2,128 random kernels over all cases, some with `-m slow` alone: rough ones, smooth ones, positive ones and ones of rank one."""
     shape, size, padding, strides, groups = CASES[case]
     rng = np.random.default_rng([list(CASES).index(case), dtype == np.float32])
     count = 112

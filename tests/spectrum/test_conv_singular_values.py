@@ -31,7 +31,7 @@ def check(matrix, kernel, sizes, dtype, **options):
     assert_allclose(made, truth, atol=(1e-12 if jnp.finfo(dtype).bits == 64 else 1e-5) * truth[0])
 
 
-@pytest.mark.parametrize("taps", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("taps", [1, 2, 3, *(pytest.param(taps, marks=pytest.mark.slow) for taps in (4, 7)), 5])
 @pytest.mark.parametrize("padding", ["CIRCULAR", "SAME", "VALID", "FULL"])
 def test_every_size_from_1_to_17(padding, taps, convolution_matrix, x64):
     """One axis, odd and even, kernels larger than the input, strides that divide and that don't, groups."""

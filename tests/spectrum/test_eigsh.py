@@ -106,7 +106,7 @@ def test_no_copy_is_missed(multiplicity, x64):
         assert_pairs(result, matrix, "largest")
 
 
-@pytest.mark.parametrize("which", ["largest", "smallest", "largest_magnitude"])
+@pytest.mark.parametrize("which", ["largest", pytest.param("smallest", marks=pytest.mark.slow), "largest_magnitude"])
 def test_the_whole_spectrum_and_small_sizes(which, x64):
     for n in (1, 2, 5):
         matrix = hermitian(np.linspace(-2, 1, n))

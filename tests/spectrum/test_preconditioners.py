@@ -73,7 +73,7 @@ CIRCULAR = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("dtype", ["complex128", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CIRCULAR)
 def test_for_a_circular_convolution_it_is_the_inverse(name, dtype, x64):
     shape, size, options = CIRCULAR[name]

@@ -147,7 +147,7 @@ def test_no_copy_is_missed_in_32_bits(which):
     check(cases, range(20), "float32")
 
 
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_value_is_missed_behind_a_clump(k, x64):
     """Hundreds of values just below the top are met before the top is, and look converged at loose tolerances."""
     n, clump = 600, 400

@@ -155,7 +155,7 @@ def test_the_measured_spectra_are_those_of_the_trained_layers(unbroken):
     ("arm", "step"),
     [
         pytest.param("penalty", STEPS // 2, id="in the middle of an epoch"),
-        pytest.param("penalty", 2 * STEPS, id="after the last step"),
+        pytest.param("penalty", 2 * STEPS, id="after the last step", marks=pytest.mark.slow),
         pytest.param("baseline", STEPS + 3, id="in the second run"),
     ],
 )
