@@ -65,7 +65,7 @@ ROUGH = ("same", "strides, circular", "depthwise", "wraps")  # the cases that ar
     ],
 )
 def test_no_bound_is_below_the_norm(case, dtype, convolution_matrix, x64):
-    """2,128 random kernels over all cases, some with `-m slow` alone: rough ones, smooth ones, positive ones and ones of rank one."""
+    """2,128 random kernels: rough ones, smooth ones, positive ones and ones of rank one; some cases are slow ones."""
     shape, size, padding, strides, groups = CASES[case]
     rng = np.random.default_rng([list(CASES).index(case), dtype == np.float32])
     count = 112
