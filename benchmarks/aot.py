@@ -142,6 +142,26 @@ def eigsh_of_many(mesh: Mesh) -> Case:
     return _eigsh(transformer, transformer_weights(mesh), x, y)
 
 
+def product(precision: str | None) -> Callable:
+    """One product with that matrix: spectrax's own, or at a precision, as `jax.jvp` and `jax.vjp` write it."""
+
+    def made(mesh: Mesh) -> Case:
+        def own(params: Any, x: jax.Array, y: jax.Array) -> Any:
+            return gauss_newton(transformer, shardings, params, x, y).matvec(params)
+
+        def plain(params: Any, x: jax.Array, y: jax.Array) -> Any:
+            with jax.default_matmul_precision(precision):
+                z, tangent = jax.jvp(lambda p: transformer(p, x), (params,), (params,))
+                image = jax.jvp(jax.grad(lambda z: cross_entropy(z, y)), (z,), (tangent,))[1]
+                return jax.vjp(lambda p: transformer(p, x), params)[1](image)[0]
+
+        params, x, y = eigsh_of_many(mesh)[1]
+        shardings = shardings_of(params)
+        return own if precision is None else plain, (params, x, y)
+
+    return made
+
+
 def _eigsh(network: Callable, params: Any, x: Any, y: Any) -> Case:
     shardings = shardings_of(params)
 
@@ -198,6 +218,9 @@ CASES: dict[str, Callable[[Mesh], Case]] = {
     "svds": svds,
     "eigsh": eigsh,
     "eigsh, 32 leaves": eigsh_of_many,
+    "product, 32 leaves": product(None),
+    "product, 32 leaves, by jvp and vjp": product("highest"),
+    "product, 32 leaves, by jvp and vjp in default precision": product("default"),
     "density": density,
     "training, no penalty": training(None),
     "training, spectral norm": training(sx.regularizers.spectral_norm_penalty),
